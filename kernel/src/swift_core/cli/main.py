@@ -1,0 +1,124 @@
+"""The lazy `swift-core` group: names and help texts are data here, so that --help imports no command and no plugin."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from swift_core import __version__
+from swift_core.errors import RequestError, SwiftError, did_you_mean
+
+COMMANDS = {
+    "train": ("swift_core.cli.train:train", "Train a model: fine-tune, pre-train, align."),
+    "chat": ("swift_core.cli.use:chat", "Talk to a model."),
+    "infer": ("swift_core.cli.use:infer", "Answer the rows of a file into a file; resumable."),
+    "eval": ("swift_core.cli.use:evaluate", "Score a model on a data set."),
+    "quantize": ("swift_core.cli.convert:quantize", "Quantize a model folder into a folder."),
+    "export": ("swift_core.cli.convert:export", "Merge an adapter into its model, and verify the result."),
+    "inspect": ("swift_core.cli.look:inspect", "Show what a row becomes: its text, its tokens, what is trained."),
+    "doctor": ("swift_core.cli.look:doctor", "Show versions, devices, and what installed plugins lack."),
+    "models": ("swift_core.cli.lists:models", "List and show models."),
+    "plugins": ("swift_core.cli.lists:plugins", "List, show and check installed plugins."),
+    "plugin": ("swift_core.cli.lists:plugin", "Make a new plugin."),
+    "config": ("swift_core.cli.look:config", "Show a resolved configuration, or its schema."),
+}
+KIND_LISTS = ("templates", "tuners", "trainers", "backends", "engines", "quantizers", "evaluators", "datasets", "parts", "callbacks")
+COMMANDS |= {kind: (f"swift_core.cli.lists:{kind}", f"List installed {kind}.") for kind in KIND_LISTS}
+
+
+class LazyGroup(click.Group):
+    """Commands by dotted name: the kernel's own, and those of plugins' manifests."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *(name for name in self._plugin_commands() if name not in COMMANDS)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            module, _, attribute = COMMANDS[name][0].partition(":")
+            found: click.Command = getattr(importlib.import_module(module), attribute)
+            return found
+        if name in self._plugin_commands():
+            from swift_core.activate import load_object
+            from swift_core.index import build_index
+            from swift_core.registry import Registry
+
+            contribution = Registry(build_index()).find("commands", name)
+            loaded: click.Command = load_object(contribution.entry.options["target"], contribution)
+            return loaded
+        return None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise RequestError(f"no command {args[0]!r}.{did_you_mean(args[0], self.list_commands(ctx))} See swift-core --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        plugin_commands = self._plugin_commands()
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        if plugin_commands:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(list(plugin_commands.items()))
+
+    def _plugin_commands(self) -> dict[str, str]:
+        from swift_core.index import build_index
+
+        plugins = build_index().plugins.values()
+        return {e.id: e.summary for plugin in plugins if plugin.usable for e in plugin.entries if e.kind == "commands"}
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="swift-core %(version)s")
+def cli() -> None:
+    """Fine-tune language and multimodal models with what you installed.
+
+    Every command takes --debug, which shows the traceback of an error.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 1 the run failed, 2 the request was wrong."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    sys.exit(run(args, debug))
+
+
+def run(args: list[str], debug: bool) -> int:
+    """The exit code of a command; its error, if any, is one line on standard error."""
+    try:
+        result: Any = cli.main(args, prog_name="swift-core", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SwiftError as err:
+        return _fail(err, str(err), err.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as err:
+        click.echo(err.format_message())
+        return 2
+    except click.ClickException as err:
+        return _fail(err, " ".join(err.format_message().split()), 2, debug)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        return 1
+    except Exception as err:
+        if isinstance(err, OSError) and err.filename:
+            return _fail(err, f"{err.filename}: {err.strerror}", 1, debug)
+        return _fail(err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())} (--debug shows the traceback)", 1, debug)
+
+
+def _fail(err: BaseException, text: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(err)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Writes merged and quantized models as folders that load like any other, and compares what was written with what was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from swift_core import types
+from swift_core.config import Component, RunConfig
+from swift_core.errors import RequestError
+from swift_core.events import EventSink
+from swift_core.inference import largest_gap, probe_sequences
+from swift_core.models import ModelRef, resolve_model
+from swift_core.session import Session
+
+
+def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) -> dict[str, Any]:
+    """Merge what was trained into the base model's weights, write the folder, load it again and measure the gap.
+
+    Raises RequestError when there is nothing to merge.
+    """
+    config.engine.name = "transformers"
+    with Session(config, events) as session:
+        ref = session.model_ref
+        if ref.adapter is None:
+            raise RequestError(f"model {ref.name} has no adapter to merge: give a run, a checkpoint or an adapter's folder")
+        if session.quantizer(ref) is not None:
+            raise RequestError(f"model {ref.name} was trained on quantized weights: serve it as it is, base and adapter apart")
+        tuned = session.checkpoint(ref)
+        if isinstance(tuned, types.ModelBundle):  # an adapter of another tool: no plan says how it was tuned
+            tuned = session.tuned(tuned, _foreign_tuner(ref))
+            tuned.load(ref.adapter)
+        template = session.template(ref, session.processor(ref))
+        chosen = session.choose("engines", config.engine)
+        sequences = probe_sequences(template, [])
+        bundle = types.ModelBundle(tuned.model, session.processor(ref), ref.source, ref.architecture, template)
+        before = session.open_engine(chosen, bundle).logprobs(sequences)
+        merged = tuned.merge()
+        written = write_folder(output, overwrite, lambda folder: _save_plain(merged, folder))
+        gap = _gap_to(written, config, session, sequences, before)
+    events.note(f"merged model: {written}; largest log-probability gap to the adapter: {gap:.2e}")
+    return {"output": str(written), "gap": gap}
+
+
+def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink) -> dict[str, Any]:
+    """Quantize a folder into a folder, load it again, and measure the gap to the original."""
+    if not config.quantizer.name:
+        raise RequestError("quantizer is missing: --quantizer NAME, see swift-core quantizers list")
+    quantizer, config.quantizer = config.quantizer, Component()
+    config.engine.name = "transformers"
+    with Session(config, events) as session:
+        ref = session.model_ref
+        if ref.adapter:
+            raise RequestError(f"model {ref.name} has an adapter: merge it first with swift-core export")
+        if ref.quantization:
+            raise RequestError(f"model {ref.name} is quantized by {ref.quantization} already")
+        sequences = probe_sequences(session.template(ref, session.processor(ref)), [])
+        before = session.engine(ref).logprobs(sequences)
+        config.quantizer = quantizer
+        method = session.quantizer(ref)
+        assert method is not None
+        bundle = session.bundle(ref, method)
+        written = write_folder(output, overwrite, lambda folder: method.save(bundle, folder))
+        config.quantizer = Component()
+        gap = _gap_to(written, config, session, sequences, before)
+    sizes = [sum(file.stat().st_size for file in Path(path).rglob("*.safetensors")) for path in (ref.source, written)]
+    events.note(
+        f"quantized model: {written}, {sizes[0] / 2**20:.0f} MiB to {sizes[1] / 2**20:.0f} MiB; "
+        f"largest log-probability gap to the original: {gap:.3g}"
+    )
+    return {"output": str(written), "gap": gap, "bytes_before": sizes[0], "bytes_after": sizes[1]}
+
+
+def write_folder(output: Path, overwrite: bool, write: Callable[[Path], None]) -> Path:
+    """Write a model folder whole or not at all. Raises RequestError when it exists and may not be replaced."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        if not (overwrite and (output / "config.json").is_file()):
+            raise RequestError(f"output {output} exists and is not empty; choose another, or replace a model with --overwrite")
+    pending = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(pending, ignore_errors=True)
+    pending.mkdir(parents=True)
+    try:
+        write(pending)
+        shutil.rmtree(output, ignore_errors=True)
+        pending.rename(output)
+    except BaseException:
+        shutil.rmtree(pending, ignore_errors=True)
+        raise
+    return output
+
+
+def _gap_to(
+    folder: Path, config: RunConfig, session: Session, sequences: list[list[int]], before: list[list[float]]
+) -> float:
+    ref = resolve_model(session.registry, Component(str(folder), options=config.model.options))
+    return largest_gap(before, session.engine(ref).logprobs(sequences))
+
+
+def _save_plain(bundle: types.ModelBundle, folder: Path) -> None:
+    bundle.model.save_pretrained(folder)
+    bundle.processor.save_pretrained(folder)
+
+
+def _foreign_tuner(ref: ModelRef) -> Component:
+    """LoRA's options as a peft adapter's own config gives them."""
+    import json
+
+    assert ref.adapter is not None
+    saved = json.loads((ref.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if saved.get("peft_type") != "LORA":
+        raise RequestError(f"adapter {ref.adapter} is of type {saved.get('peft_type')}: only LoRA of other tools can be merged")
+    targets = saved["target_modules"]
+    options = {
+        "rank": saved["r"], "alpha": float(saved["lora_alpha"]), "rslora": saved.get("use_rslora", False),
+        "dora": saved.get("use_dora", False), "targets": targets if isinstance(targets, list) else [f"re:{targets}"],
+    }  # fmt: skip
+    return Component("lora", options=options)

@@ -1,0 +1,131 @@
+"""What infer, eval, export and quantize share: prompts from rows, a resumable answer file, log-probability gaps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swift_core import types
+from swift_core.data import encode_record
+from swift_core.errors import RequestError, RowError, RunError
+from swift_core.events import EventSink
+from swift_core.types import Engine, Record, Request
+
+CHUNK = 32  # rows between two writes of the answer file
+
+PROBES = (
+    "Who are you?", "What is the capital of France?", "Write a short poem about the sea.",
+    "Explain why the sky is blue.", "List three uses of a paper clip.", "What is 12 times 7?",
+)  # fmt: skip
+
+
+def split_reference(row: types.Row) -> tuple[list[types.Row], str | None]:
+    """The messages to answer, and the answer that the row already holds, if its last message is one."""
+    messages = row["messages"]
+    if messages and messages[-1]["role"] == "assistant":
+        content = messages[-1].get("content")
+        return messages[:-1], content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return messages, None
+
+
+def answer_file(
+    engine: Engine, records: list[Record], template: Request, output: Path, job: dict[str, Any], events: EventSink
+) -> dict[str, int]:
+    """Answer every record, in order, one JSON object a line. A killed call goes on where it stopped.
+
+    template: the request whose settings every row's request takes. job: what the answers depend on; a file begun with
+    another job is refused. Returns counts of rows answered and failed.
+    """
+    done = _begun(output, job)
+    counts = {"answered": 0, "failed": 0, "resumed": done}
+    mark = output.with_name(output.name + ".job")
+    if not done:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(_fingerprint(job), encoding="utf-8")
+        output.write_text("", encoding="utf-8")
+    else:
+        events.note(f"{output}: {done} rows are answered already, going on with row {done}")
+    with output.open("a", encoding="utf-8") as file:
+        for row in events.track(_answers(engine, records, template, done), "answering", len(records) - done):
+            counts["failed" if "error" in row else "answered"] += 1
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+    mark.unlink()
+    if counts["failed"] and not counts["answered"] and not done:
+        raise RunError(f"no row could be answered; {output} gives the reason for each")
+    return counts
+
+
+def _answers(engine: Engine, records: list[Record], template: Request, done: int) -> Iterator[dict[str, Any]]:
+    for start in range(done, len(records), CHUNK):
+        rows: dict[int, dict[str, Any]] = {}
+        requests: list[tuple[int, Request]] = []
+        for number, record in enumerate(records[start : start + CHUNK], start):
+            rows[number] = {"row": number, "where": record.where}
+            if record.refused:
+                rows[number]["error"] = record.refused
+                continue
+            messages, reference = split_reference(record.row)
+            rows[number] |= {"messages": messages} | ({"reference": reference} if reference is not None else {})
+            # Under sampling each row has a seed of its own, so that a resumed file equals an uninterrupted one.
+            seed = None if template.seed is None or not template.temperature else template.seed + number
+            kwargs = record.row.get("chat_template_kwargs", {})
+            request = replace(template, messages=messages, tools=record.row.get("tools"), seed=seed, template_kwargs=kwargs)
+            requests.append((number, request))
+        for completion in _generate(engine, requests, rows):
+            number = requests[completion.index][0]
+            rows[number] |= {"response": completion.text, "finish": completion.finish, "tokens": len(completion.token_ids)}
+        yield from (rows[number] for number in sorted(rows))
+
+
+def _generate(engine: Engine, requests: list[tuple[int, Request]], rows: dict[int, Any]) -> Iterator[types.Completion]:
+    """All at once; where a row of the chunk fails, one by one, so that the others are answered."""
+    try:
+        yield from list(engine.generate([request for _, request in requests])) if requests else []
+    except (ValueError, RequestError):
+        for index, (number, request) in enumerate(requests):
+            try:
+                for completion in engine.generate([request]):
+                    yield replace(completion, index=index)
+            except (ValueError, RequestError) as err:
+                rows[number]["error"] = str(err)
+
+
+def _begun(output: Path, job: dict[str, Any]) -> int:
+    """How many rows of this job the file holds already. A half-written last line is cut off."""
+    mark = output.with_name(output.name + ".job")
+    if not output.exists():
+        return 0
+    if not mark.exists():
+        raise RequestError(f"output {output} exists and is finished; choose another --output, or remove it")
+    if mark.read_text(encoding="utf-8") != _fingerprint(job):
+        raise RequestError(f"output {output} was begun with another model, data set or settings; remove it, or choose another")
+    whole = output.read_bytes()
+    lines = whole[: whole.rfind(b"\n") + 1]
+    if len(lines) != len(whole):
+        output.write_bytes(lines)
+    return lines.count(b"\n")
+
+
+def _fingerprint(job: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def probe_sequences(template: types.Template, records: list[Record], limit: int = 16) -> list[list[int]]:
+    """Token ids to compare models on: rows of the run's data, else a few built-in questions."""
+    found: list[list[int]] = []
+    for record in records[:limit]:
+        try:
+            found += [sample.input_ids[:512] for sample in encode_record(record, template, 0)]
+        except RowError:
+            continue
+    return found or [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
+
+
+def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:
+    """The largest difference of two models' log-probabilities of the same tokens."""
+    return max(abs(a - b) for row, same in zip(one, other, strict=True) for a, b in zip(row, same, strict=True))

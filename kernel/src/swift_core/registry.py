@@ -1,0 +1,175 @@
+"""Answers "who offers this id?" from the index, and says what to do when nobody, somebody broken, or two do."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from swift_core.errors import PluginLoadError, RequestError, did_you_mean
+from swift_core.index import Plugin, PluginIndex, plugin_name
+from swift_core.manifest import KINDS, Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An entry with the plugin that offers it."""
+
+    entry: Entry
+    plugin: Plugin
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def address(self) -> str:
+        """`tuner.lora`, as error messages name it."""
+        return f"{self.entry.singular}.{self.entry.id}"
+
+
+class Registry:
+    """Contributions by kind and id. Kinds are the manifest's tables: "models", "tuners", ..."""
+
+    def __init__(self, index: PluginIndex) -> None:
+        self.index = index
+        self._known = tomllib.loads((Path(__file__).parent / "known.toml").read_text(encoding="utf-8"))
+
+    def all(self, kind: str) -> list[Contribution]:
+        """Usable contributions of a kind, sorted by id."""
+        plugins = self.index.plugins.values()
+        found = [Contribution(entry, plugin) for plugin in plugins if plugin.usable for entry in plugin.entries]
+        return sorted((c for c in found if c.entry.kind == kind), key=lambda c: (c.id, c.plugin.name))
+
+    def has(self, kind: str, ident: str) -> bool:
+        return any(c.id == ident for c in self.all(kind))
+
+    def find(self, kind: str, ident: str, provider: str | None = None) -> Contribution:
+        """The one contribution of an id. Raises RequestError or PluginLoadError, naming what mends it."""
+        offers = [c for c in self.all(kind) if c.id == ident]
+        return self._one(kind, repr(ident), offers, provider) or self._fail(kind, ident)
+
+    def generic(self, kind: str, provider: str | None = None) -> Contribution:
+        """The contribution that serves any source of a kind: any local model folder, any data file."""
+        offers = [c for c in self.all(kind) if c.entry.options.get("generic")]
+        default = "transformers" if kind == "models" else "huggingface"
+        return self._one(kind, "of any source", offers, provider) or self._fail(kind, default)
+
+    def loader(self, architecture: str | None, provider: str | None = None) -> Contribution:
+        """Who loads an architecture: the one family that sets `loads = true` for it, else the generic loader."""
+        own = [
+            c for c in self.all("models")
+            if c.entry.options.get("loads") and architecture in c.entry.options.get("architectures", ())
+        ]  # fmt: skip
+        if provider:
+            own += [c for c in self.all("models") if c.entry.options.get("generic")]
+        return self._one("models", f"of architecture {architecture!r}", own, provider) or self.generic("models")
+
+    def _one(self, kind: str, what: str, offers: list[Contribution], provider: str | None) -> Contribution | None:
+        """The offer that `provider` names, or the only one; None without offers."""
+        singular = KINDS[kind]
+        names = [f"{c.plugin.name} {c.plugin.version}" for c in offers]
+        if provider:
+            offers = [c for c in offers if plugin_name(provider) == plugin_name(c.plugin.name)]
+            if not offers:
+                have = ", ".join(names) or "none"
+                raise RequestError(f"{singular} {what} has no provider {provider!r}. Providers installed: {have}.")
+        if len(offers) > 1:
+            raise RequestError(
+                f"{singular} {what} is offered by {' and by '.join(names)}; "
+                f"choose with {singular}.provider=NAME, or uninstall one."
+            )
+        return offers[0] if offers else None
+
+    def family(self, architecture: str | None) -> Contribution | None:
+        """The installed family that lists an architecture, generic loaders aside."""
+        return next((c for c in self.all("models") if architecture in c.entry.options.get("architectures", ())), None)
+
+    def checkpoint(self, name: str) -> tuple[Contribution, dict[str, Any]] | None:
+        """The family and table row of a published checkpoint id."""
+        for contribution in self.all("models"):
+            for row in self.checkpoints(contribution):
+                if row["id"] == name:
+                    return contribution, row
+        return None
+
+    def checkpoints(self, contribution: Contribution) -> list[dict[str, Any]]:
+        """The rows of a model entry's `checkpoints` table: `[[checkpoints]]` with at least `id`."""
+        file, manifest = contribution.entry.options.get("checkpoints"), contribution.plugin.manifest
+        if not file or manifest is None:
+            return []
+        table = tomllib.loads((manifest.path.parent / file).read_text(encoding="utf-8"))
+        return list(table.get("checkpoints", []))
+
+    def _fail(self, kind: str, ident: str) -> NoReturn:
+        singular = KINDS[kind]
+        for plugin in self.index.plugins.values():
+            claims = any((entry.kind, entry.id) == (kind, ident) for entry in plugin.entries)
+            known = self._known.get(kind, {}).get(ident) == plugin.name
+            if not plugin.usable and (claims or known):
+                raise PluginLoadError(
+                    f"{singular} {ident!r} comes from {plugin.name} {plugin.version}, which is installed but "
+                    f"{plugin.status}: {plugin.reason}"
+                )
+        if ident in self._known.get(kind, {}):
+            dist = self._known[kind][ident]
+            raise RequestError(f"{singular} {ident!r} is not installed. Get it: pip install {dist}")
+        installed = [c.id for c in self.all(kind)]
+        known_ids = {**dict.fromkeys(installed), **self._known.get(kind, {})}
+        names = ", ".join(dict.fromkeys(installed)) or f"none (see swift-core {kind} list)"
+        raise RequestError(f"no {singular} {ident!r}.{did_you_mean(ident, known_ids)} Installed: {names}.")
+
+    def suggestions(self, kind: str) -> list[str]:
+        """Distributions of this project that offer a kind: what to install when its list is empty."""
+        return sorted(set(self._known.get(kind, {}).values()))
+
+
+def check_requires(contribution: Contribution) -> str | None:
+    """What a contribution's plugin lacks, from installed metadata alone, or None. Nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    manifest = contribution.plugin.manifest
+    for text in (*(manifest.requires if manifest else ()), *contribution.entry.requires):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            return f"its manifest has an unreadable requirement, {text!r}"
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            return f"it needs {text}, which is not installed. Get it: pip install '{text}'"
+        if not requirement.specifier.contains(found, prereleases=True):
+            return f"it needs {text}, and {found} is installed. Get it: pip install '{text}'"
+    return None
+
+
+def plugin_faults(plugin: Plugin) -> str:
+    """The one-line reason that `plugins list` shows: the index's, or the first missing requirement."""
+    if plugin.reason:
+        return plugin.reason
+    for entry in plugin.entries:
+        lack = check_requires(Contribution(entry, plugin))
+        if lack:
+            return f"{entry.singular} {entry.id!r}: {lack}"
+    return ""
+
+
+def model_architecture(folder: Path) -> str | None:
+    """The first of `architectures` in a folder's config.json. Raises RequestError when the file cannot be read."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{folder} holds no config.json: it is not a model folder.") from None
+    except (ValueError, OSError) as err:
+        raise RequestError(f"{file} cannot be read: {err}") from None
+    names = config.get("architectures") or [None]
+    return names[0]
+
+

@@ -1,0 +1,109 @@
+"""A run's output folder and its checkpoints, which exist whole or not at all.
+
+A checkpoint is written into a hidden folder, flushed to disk, then renamed; a kill or a full disk leaves the last good one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from swift_core.errors import RequestError, RunError
+
+OWN = ("config.yaml", "plan.json", "log.jsonl", "summary.json", "report.html", "data", "checkpoints")
+"""What a run writes, and all that `--overwrite` removes."""
+
+
+def open_output(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make the output folder, or check that it may be used. Raises RequestError when it holds another run."""
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"output {folder}: a file of that name exists; choose another --output")
+    if not resume and any((folder / name).exists() for name in ("plan.json", "checkpoints")):
+        if not overwrite:
+            raise RequestError(
+                f"output {folder} already holds a run. Continue it with trainer.resume=true, replace it with --overwrite, "
+                "or choose another --output"
+            )
+        for name in OWN:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RequestError(f"output {folder} cannot be made: {err.strerror}") from None
+
+
+class Checkpoints:
+    """`checkpoints/step-N` of a run, with the links `last` and `best`."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        found = [re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*")]
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def last(self) -> Path | None:
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
+    def best(self) -> Path | None:
+        link = self.folder / "best"
+        return link.resolve() if link.exists() else None
+
+    def begin(self, step: int) -> Path:
+        """An empty hidden folder to write into. Left-overs of a killed run go."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(".step-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        folder = self.pending(step)
+        folder.mkdir()
+        return folder
+
+    def pending(self, step: int) -> Path:
+        return self.folder / f".step-{step}.tmp"
+
+    def commit(self, step: int) -> Path:
+        """Flush what was written and give it its name."""
+        pending, final = self.pending(step), self.path(step)
+        for path in [*pending.rglob("*"), pending]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        if final.exists():
+            shutil.rmtree(final)
+        pending.rename(final)
+        self._link("last", final)
+        return final
+
+    def abandon(self, step: int, cause: Exception) -> RunError:
+        """Remove what a failed save left, and say what stays."""
+        shutil.rmtree(self.pending(step), ignore_errors=True)
+        last = self.last()
+        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        return RunError(f"saving step {step} to {self.folder} failed: {cause}; {kept}")
+
+    def mark_best(self, step: int) -> None:
+        self._link("best", self.path(step))
+
+    def prune(self, keep: int) -> None:
+        """Keep the newest `keep` and the best."""
+        best = self.best()
+        for step in self.steps()[:-keep] if keep else []:
+            if self.path(step).resolve() != best:
+                shutil.rmtree(self.path(step))
+
+    def _link(self, name: str, target: Path) -> None:
+        fresh = self.folder / f".{name}.tmp"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target.name)
+        fresh.replace(self.folder / name)

@@ -1,0 +1,262 @@
+"""A training run from its configuration to `summary.json`: prepare in the parent, launch the ranks, run one rank."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from swift_core import types
+from swift_core.config import Component, RunConfig, load_config
+from swift_core.data import Account, read_samples, write_samples
+from swift_core.errors import Interrupted, RequestError
+from swift_core.events import EventSink, LogWriter, make_console
+from swift_core.plan import Plan, write_json
+from swift_core.report import write_report
+from swift_core.rundir import Checkpoints, open_output
+from swift_core.session import Session
+
+RESUMABLE = {"epochs", "max_steps", "eval_every", "save_every", "log_every", "keep", "patience", "resume"}
+"""Trainer options that may change between a run and its continuation."""
+
+
+def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Run a training job to its end and return its summary. Raises RequestError, RunError, Interrupted."""
+    events = EventSink(config.strict)
+    events.add(make_console())
+    _inherit(config)
+    with Session(config, events) as session:
+        plan = session.resolve_all()
+        _complete(config, session, plan)
+        output = Path(config.output or "")
+        resume = _find_resume(config, session, output)
+        template = session.template(
+            session.model_ref, session.processor(session.model_ref), session.trainer.contribution.entry.options.get("template")
+        )
+        data, account = session.prepare(template)
+        _tell_data(events, data, account)
+        if dry_run:
+            return {"dry_run": True, "config": config.dump(), "data": data.account}
+        open_output(output, resume is not None, overwrite)
+        _write_inputs(output, config, plan, account)
+        chosen = session.choose("backends", config.backend)
+        launcher: types.Launcher = session.call(
+            chosen, "swift_make_launcher", types.Launcher, backend_id=chosen.id, config=chosen.options
+        )
+        if launcher.processes > 1:
+            write_samples(output / "data" / "train.jsonl", data.train)
+            write_samples(output / "data" / "eval.jsonl", data.eval)
+            write_json(output / "data" / "account.json", data.account)
+        started = time.time()
+        argv = [sys.executable, "-m", "swift_core.rank", str(output)]
+        launcher.launch(types.Job(output, argv, partial(run_rank, session, plan, data, output)))
+        summary = _finish(output, started)
+        events.emit("done", summary=summary)
+        return summary
+
+
+def run_rank(session: Session, plan: Plan, data: types.Data, output: Path) -> None:
+    """The run inside one rank: model, trainer, callbacks. Rank 0 logs, and writes `summary.json`."""
+    config, events, backend = session.config, session.events, session.backend
+    backend.seed(config.seed)
+    main = backend.rank == 0
+    log = LogWriter(output / "log.jsonl") if main else None
+    if log:
+        events.add(log)
+    try:
+        resume = _find_resume(config, session, output)
+        warm = Path(config.warm_start) if config.warm_start and not resume else None
+        run = types.Run(
+            config, session.trainer.options, plan, session.processor(session.model_ref),
+            session.template(session.model_ref, session.processor(session.model_ref), plan.components["template"]["name"]),
+            data, backend, events, session, output, resume, warm, session.part,
+        )  # fmt: skip
+        run.part = partial(session.part, run=run)
+        if main:
+            for callback in session.callbacks(run):
+                events.add_callback(callback)
+        events.emit("run", plan=plan.components, backend=backend.describe(), data=data.account, resumed=str(resume or ""))
+        trainer: types.Trainer = session.call(
+            session.trainer, "swift_make_trainer", types.Trainer, trainer_id=session.trainer.id, run=run
+        )
+        with _stop_on_signal(run):
+            result = trainer.fit()
+        summary = {**result.metrics, "last": str(result.last or ""), "best": str(result.best or ""), "stopped": result.stopped}
+        summary["output"] = str(output)
+        if main:
+            write_json(output / "summary.json", summary)
+            events.emit("summary", **summary)
+            write_report(output)
+        if result.stopped == "interrupted":
+            command = f"swift-core train {output / 'config.yaml'} trainer.resume=true"
+            raise Interrupted(f"stopped at step {result.metrics.get('steps')}; saved {result.last}. Continue: {command}")
+    finally:
+        if log:
+            log.close()
+
+
+def rank_main(folder: Path) -> None:
+    """A rank of a multi-process run: activate from the plan, read the prepared data, run."""
+    config = load_config([folder / "config.yaml"], [])
+    plan = Plan.load(folder)
+    events = EventSink(config.strict)
+    with Session(config, events) as session:
+        different = plan.differences(session.registry.index)
+        if different:
+            raise RequestError(f"rank: other versions than the plan's are installed: {', '.join(different)}")
+        session.resolve_all()
+        if session.backend.rank == 0:
+            events.add(make_console())
+        import json
+
+        account = json.loads((folder / "data" / "account.json").read_text(encoding="utf-8"))
+        data = types.Data(read_samples(folder / "data" / "train.jsonl"), read_samples(folder / "data" / "eval.jsonl"), account)
+        run_rank(session, plan, data, folder)
+
+
+@contextmanager
+def _stop_on_signal(run: types.Run) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after its step, with a checkpoint; the second at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if run.stop:
+            raise KeyboardInterrupt
+        run.stop = "interrupted"
+        run.events.note("stopping after this step; once more stops at once, without saving")
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _inherit(config: RunConfig) -> None:
+    """`--from RUN` without a model of its own means the model that was trained there."""
+    if not config.warm_start:
+        return
+    path = Path(config.warm_start)
+    if not path.is_dir():
+        raise RequestError(f"from: {path}: no such folder")
+    if (path / "checkpoints").is_dir():
+        last = Checkpoints(path).last()
+        if last is None:
+            raise RequestError(f"from: run {path} has no finished checkpoint")
+        path = last
+    config.warm_start = str(path)
+    if config.model.name is None:
+        planned = Plan.load(path).components["model"]
+        config.model = Component(planned["name"], options=planned["options"])
+
+
+def _complete(config: RunConfig, session: Session, plan: Plan) -> None:
+    """Fill the configuration with every default, so that config.yaml says all."""
+    config.output = config.output or f"runs/{session.trainer.id}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for kind in ("template", "tuner", "trainer", "backend", "quantizer"):
+        if kind in plan.components:
+            part = plan.components[kind]
+            setattr(config, kind, replace(getattr(config, kind), name=part["name"], options=part["options"]))
+    config.model = replace(config.model, name=plan.components["model"]["name"])
+    for component in (*config.dataset, *config.eval_dataset):
+        if component.name and Path(component.name.partition("#")[0]).exists():
+            component.name = str(Path(component.name).resolve())
+
+
+def _find_resume(config: RunConfig, session: Session, output: Path) -> Path | None:
+    """The checkpoint that `trainer.resume` names: true is the output folder's last one."""
+    wanted = getattr(session.trainer.options, "resume", False)
+    if not wanted:
+        return None
+    if wanted is not True:
+        path = Path(str(wanted))
+        if not (path / "plan.json").is_file():
+            raise RequestError(f"trainer.resume: {path} is not a checkpoint")
+    else:
+        found = Checkpoints(output).last()
+        if found is None:
+            return None  # killed before its first checkpoint: begin again, with the same numbers
+        path = found
+    old = Plan.load(path)
+    changes = _changes(old, config, session)
+    if changes:
+        raise RequestError(
+            f"trainer.resume: {path} was made with other settings: {'; '.join(changes)}. "
+            f"Set them back, or begin a new run from its weights: --from {path} --output NEW"
+        )
+    return path
+
+
+def _changes(old: Plan, config: RunConfig, session: Session) -> list[str]:
+    """What differs between a checkpoint's plan and this run, in anything that would change its numbers."""
+    found = []
+    for kind in ("template", "tuner", "trainer"):
+        before, component = old.components[kind], getattr(config, kind)
+        now = {"name": component.name, **component.options}
+        then = {"name": before["name"], **before["options"]}
+        for key in sorted(set(now) | set(then)):
+            if kind == "trainer" and key in RESUMABLE:
+                continue
+            if now.get(key) != then.get(key):
+                found.append(f"{kind}.{key} was {then.get(key)} and is {now.get(key)}")
+    if old.components["model"]["name"] != config.model.name:
+        found.append(f"model was {old.components['model']['name']} and is {config.model.name}")
+    if old.seed != config.seed:
+        found.append(f"seed was {old.seed} and is {config.seed}")
+    return found
+
+
+def _write_inputs(output: Path, config: RunConfig, plan: Plan, account: Account) -> None:
+    import json
+
+    import yaml
+
+    (output / "data").mkdir(exist_ok=True)
+    text = yaml.safe_dump(_plain(config.dump()), sort_keys=False, allow_unicode=True)
+    (output / "config.yaml").write_text(text, encoding="utf-8")
+    plan.save(output)
+    with (output / "data" / "issues.jsonl").open("w", encoding="utf-8") as file:
+        for issue in account.issues:
+            file.write(json.dumps(issue, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Without subclasses of str, which YAML would not write."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _tell_data(events: EventSink, data: types.Data, account: Account) -> None:
+    events.note(
+        f"data: {account.rows} rows, {len(data.train)} samples, {account.tokens} tokens, {account.trained_tokens} trained"
+        + (f"; {len(data.eval)} samples to evaluate on" if data.eval else "")
+    )
+    for what, count in account.reasons.items():
+        lost = account.lost_tokens[what]
+        events.warn(f"{count} rows {what}" + (f", {lost} tokens lost" if lost else "") + " (listed in data/issues.jsonl)")
+    for note, count in account.notes.items():
+        events.note(f"{count} samples: {note}")
+
+
+def _finish(output: Path, started: float) -> dict[str, Any]:
+    import json
+
+    summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    summary["wall_seconds"] = round(time.time() - started, 2)
+    write_json(output / "summary.json", summary)
+    return summary
+
+

@@ -1,0 +1,435 @@
+"""What crosses the border between the kernel and its plugins: plain dataclasses, and one Protocol for each kind.
+
+Nothing here is a base class: an object satisfies a Protocol by having its methods. torch appears in annotations only.
+Shapes: B rows of a batch, T tokens of its longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from swift_core.config import RunConfig
+    from swift_core.events import Event, EventSink
+    from swift_core.plan import Plan
+
+Row = dict[str, Any]
+"""A standard row: `{"messages": [...], "tools"?: [...], ...}`, OpenAI's chat form."""
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Record:
+    """One row of a data set with where it stands. A row that cannot be used carries its reason in `refused`."""
+
+    row: Row
+    where: str  # "file.jsonl:12", for people
+    refused: str | None = None
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Rows in the standard form. Iterating twice gives the same records in the same order."""
+
+    def __iter__(self) -> Iterator[Record]: ...
+
+
+@dataclass(slots=True)
+class Sample:
+    """One training sequence: tokens, a loss weight for each token, and how they came about.
+
+    `weights[i]` is the weight of predicting `input_ids[i]` from the tokens before it; 0 means not trained.
+    """
+
+    input_ids: list[int]
+    weights: list[float]
+    row: int = 0  # 0-based index of the row in the data that was read
+    where: str = ""
+    turns: list[int] = field(default_factory=list)  # indexes of the messages trained
+    text: str = ""  # what was tokenized
+    spans: list[tuple[int, int]] = field(default_factory=list)  # trained characters of `text`, end exclusive
+    appended: str | None = None  # an end marker that was added to the template's own rendering
+    kwargs: dict[str, Any] = field(default_factory=dict)  # template arguments used
+    notes: list[str] = field(default_factory=list)  # what a careful user should know: "own-sample", "prompt-mismatch"
+    segments: list[int] = field(default_factory=list)  # lengths of the samples packed into this one; empty if unpacked
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(1 for weight in self.weights if weight)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Sample:
+        return cls(**{**data, "spans": [(start, end) for start, end in data["spans"]]})
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a model's forward takes, and what its loss needs. Made by `Template.collate`."""
+
+    inputs: dict[str, torch.Tensor]  # input_ids [B, T], attention_mask [B, T], media tensors, ...
+    labels: torch.Tensor  # [B, T] token ids
+    weights: torch.Tensor  # [B, T] float32; weights[b, t] is the loss weight of labels[b, t]
+    rows: list[int]
+    weight: float  # sum of weights
+    tokens: int  # tokens that are not padding
+    trained_tokens: int  # tokens with weight > 0
+
+
+@dataclass(slots=True)
+class Data:
+    """Prepared samples of a run, and the account of what became of every row."""
+
+    train: list[Sample]
+    eval: list[Sample]
+    account: dict[str, Any]
+
+
+# --- models and templates ---------------------------------------------------------------------------------------------
+
+Processor = Any
+"""A transformers tokenizer or processor: whatever the family's `swift_load_processor` returns."""
+
+
+@dataclass(slots=True)
+class ModelBundle:
+    """A loaded model with what belongs to it. `model` is a torch.nn.Module whose forward takes `Batch.inputs`."""
+
+    model: Any
+    processor: Processor
+    source: str  # the folder or hub id it was loaded from
+    architecture: str | None = None  # config.json's architecture
+    template: Template | None = None
+    quantization: str | None = None  # the quantizer's id when the weights are quantized
+
+
+@runtime_checkable
+class Template(Protocol):
+    """How rows become tokens for one checkpoint. Collation and position ids belong here, never to a trainer."""
+
+    def encode(self, row: Row) -> list[Sample]:
+        """Training samples of a row, with the exact loss weights. Raises ValueError with the reason to refuse it."""
+
+    def prompt(self, messages: list[Row], tools: list[Any] | None = None, **kwargs: Any) -> list[int]:
+        """Token ids that make the model answer `messages`: the rendering with the generation prompt."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, without special tokens."""
+
+    def stop_ids(self) -> list[int]:
+        """Token ids that end a generated turn."""
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Pad samples into one batch."""
+
+    def pack(self, samples: Sequence[Sample]) -> Sample | None:
+        """One sample holding several in isolation from each other, or None where the model cannot isolate them."""
+
+
+@runtime_checkable
+class TunedModel(Protocol):
+    """A model with a tuner applied. `model` is what forward is called on."""
+
+    model: Any
+
+    def trainable(self) -> dict[str, Any]:
+        """Trained parameters by name."""
+
+    def param_groups(self, config: Any) -> list[dict[str, Any]]:
+        """Groups `{"params": [...], "lr_scale"?: float, "weight_decay"?: float}`; `config` is the trainer's."""
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Any | None:
+        """A torch optimizer of the tuner's own, or None for the backend's AdamW."""
+
+    def before_step(self, step: int) -> None:
+        """Called before the gradients of optimizer step `step` (1-based) are computed."""
+
+    def after_step(self, step: int) -> None:
+        """Called after optimizer step `step`."""
+
+    def disabled(self) -> AbstractContextManager[Any]:
+        """A context in which the model is the one before tuning: the reference policy."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was tuned into `folder`, as safetensors."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, into this model, exactly."""
+
+    def merge(self) -> ModelBundle:
+        """The tuned model as a plain one. May change this object; call it last."""
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Order of use: `load_kwargs`, the family's loader, `apply`. The tuner and the backend come after."""
+
+    def load_kwargs(self, source: str) -> dict[str, Any]:
+        """Arguments for the model loader. `skeleton=True` asks it for a model without weights, for `apply` to fill."""
+
+    def apply(self, bundle: ModelBundle, source: str, calibration: Iterable[Sample] | None = None) -> ModelBundle:
+        """Quantize a freshly loaded model, or restore one whose folder this quantizer wrote."""
+
+    def save(self, bundle: ModelBundle, folder: Path) -> None:
+        """Write the quantized model as safetensors, with `quantization_config` in its config.json."""
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Job:
+    """What a launcher starts: `argv` in each rank's process, or `inline` in this one."""
+
+    folder: Path
+    argv: list[str]
+    inline: Callable[[], None]
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """Starts the ranks of a run. Torch-free. `processes` is how many it starts."""
+
+    processes: int
+
+    def launch(self, job: Job) -> None:
+        """Run the job to its end. Raises RunError if a rank failed, Interrupted if the user stopped it."""
+
+
+LossFn = Callable[[Any, Batch], "torch.Tensor"]
+"""`loss_fn(outputs, batch)` -> the weighted SUM of the batch's losses, a scalar tensor; `Batch.weight` normalises it."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step saw, over all microbatches and ranks: `loss` is the mean per unit of weight."""
+
+    loss: float
+    weight: float
+    tokens: int
+    trained_tokens: int
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A prepared model's arithmetic. Gradients are normalised by the global weight, so that accumulation and the number
+    of processes change nothing."""
+
+    def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn) -> StepResult:
+        """Accumulate the gradients of one optimizer step over this rank's microbatches. Collective."""
+
+    def optimizer_step(self, learning_rate: float, clip: float | None) -> float:
+        """Update and clear gradients; returns their norm before clipping. Raises RunError if it is not finite."""
+
+    def forward(self, role: str, batch: Batch) -> Any:
+        """The outputs of a role's model, without gradients."""
+
+    def evaluate(self, batches: Iterable[Batch], loss_fn: LossFn) -> StepResult:
+        """The mean loss over this rank's batches and those of all ranks, without gradients. Collective."""
+
+    def full_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights of a role, unsharded. Collective."""
+
+    def save(self, folder: Path) -> None:
+        """Write the optimizer's and the random generators' state into `folder`, without pickles. Collective."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Collective."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Devices, precision and processes, inside one rank."""
+
+    rank: int
+    world: int
+    device: Any
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Arguments for the model loader: `dtype` and `device`."""
+
+    def seed(self, seed: int) -> None:
+        """Seed every random generator of this rank."""
+
+    def prepare(self, roles: Mapping[str, TunedModel], optimizer: Callable[..., Any] | None, config: Any) -> Steps:
+        """Place the models and make the optimizer of role `policy`. `optimizer(groups)` overrides AdamW."""
+
+    def describe(self) -> dict[str, Any]:
+        """Device, precision, processes and threads, for the log."""
+
+    def peak_bytes(self) -> int:
+        """Largest memory held so far, in bytes: of the device, or of the process on a CPU."""
+
+    def all_true(self, flag: bool) -> bool:
+        """True when `flag` is true on every rank. Collective; also a barrier."""
+
+    def close(self) -> None: ...
+
+
+class Models(Protocol):
+    """The run's models by role: policy reference value reward teacher draft."""
+
+    def get(self, role: str) -> TunedModel: ...
+
+
+@dataclass
+class Run:
+    """One training run, as a trainer sees it. Owned by the session, which closes everything in it."""
+
+    config: RunConfig
+    trainer_config: Any  # the trainer's own dataclass
+    plan: Plan
+    processor: Processor
+    template: Template
+    data: Data
+    backend: Backend
+    events: EventSink
+    models: Models
+    output: Path
+    resume_from: Path | None  # the checkpoint folder to continue from
+    warm_start: Path | None  # a checkpoint whose weights to begin with
+    part: Callable[[str, str], Any]  # part(kind, id): a small part, made by its plugin
+    stop: str | None = None  # set to a reason to end the run after the current step, with a checkpoint
+
+
+@dataclass(slots=True)
+class TrainResult:
+    """How a run ended. `metrics` goes into summary.json."""
+
+    metrics: dict[str, Any]
+    last: Path | None
+    best: Path | None
+    stopped: str | None = None
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A training loop, whole in one file."""
+
+    def fit(self) -> TrainResult: ...
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Follows a run through its events. One that raises is reported once and switched off, unless --strict."""
+
+    def on_event(self, event: Event) -> None: ...
+
+
+# --- inference and evaluation -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Request:
+    """One generation: messages to answer, or token ids to continue. temperature 0 is greedy."""
+
+    messages: list[Row] | None = None
+    tools: list[Any] | None = None
+    token_ids: list[int] | None = None
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    repetition_penalty: float = 1.0
+    stop: list[str] = field(default_factory=list)
+    seed: int | None = None
+    adapter: str | None = None  # a name given to `load_adapter`; None is the model as loaded
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Completion:
+    """A result, or while streaming a piece of one (`finish` is None; `text` holds what is new)."""
+
+    index: int  # of its request
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of token_ids, natural logarithm
+    finish: str | None = None  # "stop", "length"
+    prompt_tokens: int = 0
+    weight_version: int = 0
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a model forward. `capabilities` names what is supported beyond generate and logprobs."""
+
+    capabilities: frozenset[str]  # of: stream adapters embed score sync sleep
+
+    def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
+        """Completions, each as soon as it is finished; with `stream`, pieces first. Any order; `index` tells."""
+
+    def logprobs(self, sequences: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
+        """For each sequence of n ids, n - 1 log-probabilities: of id i + 1 given the ids before it."""
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]: ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float]: ...
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Make the adapter in `folder` usable as `Request.adapter`."""
+
+    def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
+        """Replace weights by name; later completions carry `version`."""
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class EvalRun:
+    """What an evaluator works with."""
+
+    engine: Engine
+    records: list[Record]
+    template: Template
+    events: EventSink
+    part: Callable[[str, str], Any]
+
+
+@dataclass(slots=True)
+class EvalReport:
+    """Figures over all rows, the rows themselves, and how many were scored and refused."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    counts: dict[str, int]
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    def evaluate(self, run: EvalRun) -> EvalReport: ...
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Part `metric`: a score in [0, 1] of one answer against its reference."""
+
+    def __call__(self, prediction: str, reference: str) -> float: ...
+
+
+@runtime_checkable
+class OptimizerPart(Protocol):
+    """Part `optimizer`: makes a torch optimizer from parameter groups."""
+
+    def __call__(self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float) -> Any: ...
+
+
+PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart}
+"""Part kinds with a Protocol. Other kinds (loss reward tool_format environment logger hub) are passed on unchecked."""

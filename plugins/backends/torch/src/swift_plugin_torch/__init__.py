@@ -1,0 +1,1 @@
+"""The torch backend and the in-process engine on transformers."""

@@ -1,0 +1,228 @@
+"""The engine `transformers`: batched and streaming generation, log-probabilities and adapters, in this process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from swift_core.errors import CapabilityError, RequestError
+from swift_core.types import Completion, ModelBundle, Request
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from swift_plugin_torch.config import TransformersEngineConfig
+
+
+class TransformersEngine:
+    """Runs a bundle's model with `generate`. Requests with the same settings are batched, shortest prompts first."""
+
+    capabilities = frozenset({"stream", "adapters", "sync", "sleep"})
+
+    def __init__(self, bundle: ModelBundle, config: TransformersEngineConfig) -> None:
+        if bundle.template is None:
+            raise RequestError("the engine needs a bundle with its template")
+        self.bundle, self.template, self.config = bundle, bundle.template, config
+        self.model = bundle.model.eval()
+        self.adapters: set[str] = set()
+        self.version = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
+        prompts = [self._prompt(request) for request in requests]
+        if stream:
+            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+                yield from self._stream(index, request, prompt)
+            return
+        groups: dict[Any, list[int]] = {}
+        for index in sorted(range(len(requests)), key=lambda n: len(prompts[n])):
+            groups.setdefault(_settings(requests[index]), []).append(index)
+        for indexes in groups.values():
+            for start in range(0, len(indexes), self.config.batch_size):
+                chosen = indexes[start : start + self.config.batch_size]
+                yield from self._batch(chosen, requests[chosen[0]], [prompts[n] for n in chosen])
+
+    def _batch(self, indexes: list[int], request: Request, prompts: list[list[int]]) -> Iterator[Completion]:
+        width = max(len(prompt) for prompt in prompts)
+        pad = self._pad()
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        with self._prepared(request):
+            made = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=self._generation(request), tokenizer=self.bundle.processor
+            )
+        logits = torch.stack(made.logits, dim=1).float()  # [B, new, vocabulary]
+        new = made.sequences[:, width:]
+        logprobs = torch.log_softmax(logits, dim=-1).gather(-1, new[..., None])[..., 0]
+        for index, prompt, row, scores in zip(indexes, prompts, new.tolist(), logprobs.tolist(), strict=True):
+            yield self._finish(index, request, prompt, row, scores)
+
+    def _finish(self, index: int, request: Request, prompt: list[int], ids: list[int], scores: list[float]) -> Completion:
+        stops = set(self.template.stop_ids())
+        count = next((n + 1 for n, token in enumerate(ids) if token in stops), len(ids))
+        finish = "stop" if count and ids[count - 1] in stops else "length"
+        text = self.template.decode(ids[:count])
+        for stop in request.stop:
+            if stop in text:
+                text, finish = text[: text.index(stop)], "stop"
+        return Completion(index, text, ids[:count], scores[:count], finish, len(prompt), self.version)
+
+    def _stream(self, index: int, request: Request, prompt: list[int]) -> Iterator[Completion]:
+        """Pieces of text as tokens come, then the whole completion."""
+        tokens: queue.Queue[int | None | BaseException] = queue.Queue()
+        stopped = threading.Event()
+
+        class Streamer(BaseStreamer):
+            prompt_seen = False
+
+            def put(self, value: torch.Tensor) -> None:
+                if stopped.is_set():
+                    raise _Stopped
+                if self.prompt_seen:
+                    tokens.put(int(value.flatten()[0]))
+                self.prompt_seen = True
+
+            def end(self) -> None:
+                tokens.put(None)
+
+        def work() -> None:
+            try:
+                with self._prepared(request):
+                    self.model.generate(
+                        input_ids=torch.tensor([prompt], device=self.device), generation_config=self._generation(request),
+                        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
+                        tokenizer=self.bundle.processor, streamer=Streamer(),
+                    )  # fmt: skip
+            except BaseException as err:  # handed to the reader
+                tokens.put(err)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        ids: list[int] = []
+        shown = ""
+        try:
+            while (token := tokens.get()) is not None:
+                if isinstance(token, BaseException):
+                    raise token
+                ids.append(token)
+                whole = self._finish(index, request, prompt, ids, []).text
+                if whole.startswith(shown) and not whole.endswith("\ufffd"):  # a character may take several tokens
+                    yield Completion(index, whole[len(shown) :], [token])
+                    shown = whole
+        finally:
+            stopped.set()
+            worker.join()
+        # The full text again, from all ids; log-probabilities are not kept while streaming.
+        yield self._finish(index, request, prompt, ids, [])
+
+    def logprobs(self, sequences: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
+        results: list[list[float]] = [[] for _ in sequences]
+        order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
+        for start in range(0, len(order), self.config.batch_size):
+            chosen = order[start : start + self.config.batch_size]
+            width = max(len(sequences[n]) for n in chosen)
+            rows = [list(sequences[n]) + [self._pad()] * (width - len(sequences[n])) for n in chosen]
+            ids = torch.tensor(rows, device=self.device)
+            mask = torch.tensor([[1] * len(sequences[n]) + [0] * (width - len(sequences[n])) for n in chosen], device=self.device)
+            with torch.inference_mode(), self._adapter(adapter):
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                for row, n in enumerate(chosen):
+                    count = len(sequences[n])
+                    scores = torch.log_softmax(logits[row, : count - 1].float(), dim=-1)
+                    results[n] = scores.gather(-1, ids[row, 1:count, None])[:, 0].tolist()
+        return results
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        raise CapabilityError("engine transformers does not embed: this is a language model")
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        raise CapabilityError("engine transformers does not score: this is a language model")
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a peft adapter's folder. Raises RequestError when it does not fit."""
+        from peft import PeftModel
+
+        try:
+            if isinstance(self.model, PeftModel):
+                self.model.load_adapter(str(folder), adapter_name=name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
+        except Exception as err:
+            raise RequestError(f"adapter {folder} cannot be loaded: {' '.join(str(err).split())}") from err
+        self.adapters.add(name)
+
+    def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
+        own = self.model.state_dict()
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+        self.version = version
+
+    def sleep(self) -> None:
+        self._awake_on = self.device
+        self.model.to("cpu")
+
+    def wake(self) -> None:
+        self.model.to(self._awake_on)
+
+    def close(self) -> None:
+        self.model = None
+
+    def _prompt(self, request: Request) -> list[int]:
+        if request.adapter is not None and request.adapter not in self.adapters:
+            raise RequestError(f"adapter {request.adapter!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}")
+        if request.token_ids is not None:
+            return list(request.token_ids)
+        return self.template.prompt(request.messages or [], request.tools, **request.template_kwargs)
+
+    def _generation(self, request: Request) -> GenerationConfig:
+        sampling = request.temperature > 0
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling:
+            options = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        return GenerationConfig(
+            max_new_tokens=request.max_tokens, repetition_penalty=request.repetition_penalty, pad_token_id=self._pad(),
+            eos_token_id=self.template.stop_ids(), stop_strings=request.stop or None, return_dict_in_generate=True,
+            output_logits=True, **options,
+        )  # fmt: skip
+
+    def _pad(self) -> int:
+        pad = self.bundle.processor.pad_token_id
+        return int(pad if pad is not None else (self.template.stop_ids() or [0])[0])
+
+    @contextmanager
+    def _prepared(self, request: Request) -> Iterator[None]:
+        """No gradients, the request's adapter, and its seed where it has one."""
+        fork = torch.random.fork_rng() if request.seed is not None else nullcontext()
+        with torch.inference_mode(), self._adapter(request.adapter), fork:
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            yield
+
+    @contextmanager
+    def _adapter(self, name: str | None) -> Iterator[None]:
+        if not self.adapters:
+            yield
+        elif name is None:
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(name)
+            yield
+
+
+class _Stopped(Exception):
+    """The reader of a stream went away."""
+
+
+def _settings(request: Request) -> tuple[Any, ...]:
+    """What requests must share to be generated together: everything but their prompts."""
+    prompt = ("messages", "tools", "token_ids", "template_kwargs")
+    return tuple(str(getattr(request, item.name)) for item in fields(request) if item.name not in prompt)

@@ -1,0 +1,153 @@
+"""The arithmetic of an optimizer step: forward, backward, the sum over ranks, the update, and its state on disk.
+
+Gradients are those of the mean loss over the weight of the whole step, all microbatches and ranks together. They are summed
+over ranks once a step, explicitly: ranks may hold different numbers of microbatches, or none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from swift_core.errors import RequestError, RunError
+from swift_core.types import Batch, LossFn, StepResult, TunedModel
+
+if TYPE_CHECKING:
+    from swift_plugin_torch.backend import TorchBackend
+
+
+class TorchSteps:
+    """Steps on prepared models. `config` gives learning_rate, weight_decay and betas."""
+
+    def __init__(
+        self, backend: TorchBackend, roles: Mapping[str, TunedModel], optimizer: Callable[..., Any] | None, config: Any
+    ) -> None:
+        self.backend, self.roles, self.policy = backend, roles, roles["policy"]
+        for tuned in roles.values():
+            tuned.model.to(backend.device)
+        for parameter in self.policy.trainable().values():
+            parameter.data = parameter.data.float()  # updates smaller than a bf16 step would be lost
+        groups = [{"lr_scale": 1.0, "weight_decay": config.weight_decay, **group} for group in self.policy.param_groups(config)]
+        groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        if not self.parameters:
+            raise RequestError("nothing is trained: the tuner leaves no parameter with a gradient")
+        self.optimizer = self.policy.make_optimizer(groups)
+        if self.optimizer is None and optimizer is not None:
+            self.optimizer = optimizer(groups, config.learning_rate, config.weight_decay)
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+
+    def forward_backward(self, microbatches: Sequence[Batch], loss_fn: LossFn) -> StepResult:
+        counts = [
+            sum(b.weight for b in microbatches),
+            sum(b.tokens for b in microbatches),
+            sum(b.trained_tokens for b in microbatches),
+        ]
+        weight, tokens, trained = self.backend.total(counts)
+        scale = 1.0 / weight if weight else 0.0
+        self.policy.model.train()
+        loss = 0.0
+        for batch in microbatches:
+            batch_loss = loss_fn(*self._forward("policy", batch))
+            (batch_loss * scale).backward()
+            loss += float(batch_loss.detach())
+        self._sum_gradients()
+        return StepResult(self.backend.total([loss])[0] * scale, weight, int(tokens), int(trained))
+
+    def optimizer_step(self, learning_rate: float, clip: float | None) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip if clip else math.inf))
+        if not math.isfinite(norm):
+            raise RunError(f"the gradient is {norm}: lower trainer.learning_rate, or use backend.precision=fp32")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def forward(self, role: str, batch: Batch) -> Any:
+        self.roles[role].model.eval()
+        with torch.no_grad():
+            return self._forward(role, batch)[0]
+
+    def evaluate(self, batches: Iterable[Batch], loss_fn: LossFn) -> StepResult:
+        self.policy.model.eval()
+        sums = [0.0, 0.0, 0.0, 0.0]
+        with torch.no_grad():
+            for batch in batches:
+                loss = float(loss_fn(*self._forward("policy", batch)))
+                sums = [a + b for a, b in zip(sums, (loss, batch.weight, batch.tokens, batch.trained_tokens), strict=True)]
+        loss, weight, tokens, trained = self.backend.total(sums)
+        return StepResult(loss / weight if weight else math.nan, weight, int(tokens), int(trained))
+
+    def full_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.roles[role].model.state_dict().items()
+
+    def save(self, folder: Path) -> None:
+        """`optimizer.safetensors` by rank 0, and each rank's random generators."""
+        if self.backend.rank == 0:
+            tensors, scalars = {}, {}
+            for number, parameter in enumerate(self.parameters):
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        tensors[f"{number}.{key}"] = value.contiguous()
+                    else:
+                        scalars[f"{number}.{key}"] = value
+            save_file(tensors, folder / "optimizer.safetensors", metadata={"scalars": json.dumps(scalars)})
+        generators = {"torch": torch.get_rng_state()}
+        if self.backend.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.backend.device)
+        python = json.dumps(random.getstate())
+        save_file(generators, folder / f"random-{self.backend.rank}.safetensors", metadata={"python": python})
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote. Raises RequestError when a file is missing, or made by another number of ranks."""
+        from safetensors import safe_open
+
+        try:
+            state = load_file(folder / "optimizer.safetensors")
+            with safe_open(folder / "optimizer.safetensors", "pt") as file:
+                scalars = json.loads(file.metadata().get("scalars", "{}"))
+            mine = folder / f"random-{self.backend.rank}.safetensors"
+            generators = load_file(mine)
+            with safe_open(mine, "pt") as file:
+                version, internal, gauss = json.loads(file.metadata()["python"])
+        except Exception as err:
+            raise RequestError(f"checkpoint {folder} cannot be resumed: {' '.join(str(err).split())}") from err
+        for key, value in (state | scalars).items():
+            number, _, name = key.partition(".")
+            if isinstance(value, torch.Tensor) and value.ndim:
+                value = value.to(self.backend.device)
+            self.optimizer.state[self.parameters[int(number)]][name] = value
+        random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(generators["torch"])
+        if "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], self.backend.device)
+
+    def _forward(self, role: str, batch: Batch) -> tuple[Any, Batch]:
+        """Outputs and the batch, both on the device."""
+        device = self.backend.device
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        batch.labels, batch.weights = batch.labels.to(device), batch.weights.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.backend.precision == "bf16"):
+            return self.roles[role].model(**inputs, use_cache=False), batch
+
+    def _sum_gradients(self) -> None:
+        if self.backend.world == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        dist.all_reduce(flat)
+        offset = 0
+        for parameter in self.parameters:
+            parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
+            offset += parameter.numel()

@@ -1,0 +1,34 @@
+"""Options of the generic model loader and of its templates. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from swift_core.config import option
+
+
+@dataclass
+class TransformersConfig:
+    """`model: {name: FOLDER, attention: eager}`. The run sets `trust_remote_code` and `allow_pickle`, by flags of its own."""
+
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option("auto", "attention implementation")
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    trust_remote_code: bool = option(False, "set by --trust-remote-code")
+    allow_pickle: bool = option(False, "set by --allow-pickle")
+
+
+@dataclass
+class ChatTemplateConfig:
+    """`template: {kwargs: {enable_thinking: false}}`."""
+
+    file: str | None = option(None, "a .jinja file to use instead of the checkpoint's template")
+    kwargs: dict[str, Any] = option({}, "arguments given to the template")
+    turns: Literal["all", "last"] = option("all", "which assistant turns are trained")
+
+
+@dataclass
+class PlainTemplateConfig:
+    """`template: {name: plain}`."""
+
+    end: bool = option(True, "add the end-of-text token to each row")

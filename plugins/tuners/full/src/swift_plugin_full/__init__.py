@@ -1,0 +1,1 @@
+"""The model's own weights as what is trained."""
