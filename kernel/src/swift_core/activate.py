@@ -84,7 +84,9 @@ class Activator:
                 shown = ", ".join(f"{key}={_short(value)}" for key, value in kwargs.items())
                 print(f"hook {hook}({shown}) {time.perf_counter() - started:.3f} s", file=sys.stderr)
         if result is None:
-            raise PluginError(contribution.plugin.name, hook, f"it claims {contribution.id!r} in its manifest and returned None")
+            raise PluginError(
+                contribution.plugin.name, hook, f"it claims {contribution.id!r} in its manifest and returned None"
+            )
         if protocol is not None and not isinstance(result, protocol):
             lacks = missing_members(result, protocol)
             raise PluginError(
@@ -110,7 +112,8 @@ class Activator:
     def _culprit(self, err: BaseException, owner: Plugin) -> str:
         """The activated plugin whose code raised: a wrapper of another plugin may be to blame."""
         packages = {
-            module.__name__.partition(".")[0]: name for name, module in self.manager.list_name_plugin() if module is not None
+            str(getattr(module, "__name__", "")).partition(".")[0]: name
+            for name, module in self.manager.list_name_plugin()
         }
         blamed, trace = owner.name, err.__traceback__
         while trace is not None:

@@ -243,7 +243,7 @@ def coerce(value: Any, hint: Any, address: str) -> Any:
             return None
         if hint is bool and isinstance(plain, bool):
             return plain
-        if hint is int and (isinstance(plain, int) or isinstance(plain, float) and plain.is_integer()) and plain is not True and plain is not False:
+        if hint is int and type(plain) in (int, float) and plain == int(plain):
             return int(plain)
         if hint is float and not isinstance(plain, bool):
             try:  # YAML 1.1 reads 1e-4 as text
@@ -332,5 +332,3 @@ def _set(tree: dict[str, Any], path: list[str], value: Any, address: str) -> Non
         _set(current, rest, value, address)
     else:
         current[rest[0]] = value
-
-

@@ -106,7 +106,9 @@ def encode_record(record: Record, template: Template, number: int) -> list[Sampl
     except (ValueError, RequestError) as err:
         raise RowError(record.where, str(err)) from err
     if not any(sample.trained_tokens for sample in samples):
-        raise RowError(record.where, "the row has no trainable token: no assistant message with content, or train: false on all")
+        raise RowError(
+            record.where, "the row has no trainable token: no assistant message with content, or train: false on all"
+        )
     return [replace(sample, row=number, where=record.where) for sample in samples]
 
 

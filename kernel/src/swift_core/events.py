@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -41,6 +41,9 @@ class EventSink:
     def add(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
+    def remove(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+
     def add_callback(self, callback: Callback) -> None:
         """A callback that raises is reported once and switched off; under strict it ends the run."""
         name = type(callback).__name__
@@ -69,7 +72,7 @@ class EventSink:
 
     def track(self, items: Iterable[T], task: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, emitting `progress` events at most ten times a second."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         last, done = time.monotonic(), 0
         self.emit("progress", task=task, done=0, total=total)
@@ -90,7 +93,9 @@ class LogWriter:
 
     def __call__(self, event: Event) -> None:
         if event.kind != "progress":
-            line = json.dumps({"event": event.kind, "time": round(event.time, 3), **event.data}, ensure_ascii=False, default=str)
+            line = json.dumps(
+                {"event": event.kind, "time": round(event.time, 3), **event.data}, ensure_ascii=False, default=str
+            )
             self._file.write(line + "\n")
             self._file.flush()
 
@@ -122,7 +127,9 @@ class PlainConsole:
         if event.kind == "step":
             return describe_step(data)
         if event.kind == "eval":
-            return f"evaluated at step {data['step']}: eval loss {data['loss']:.4f}" + (" (best so far)" if data.get("best") else "")
+            return f"evaluated at step {data['step']}: eval loss {data['loss']:.4f}" + (
+                " (best so far)" if data.get("best") else ""
+            )
         if event.kind == "checkpoint":
             return f"saved {data['path']}"
         return None

@@ -75,9 +75,9 @@ def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink
 
 def write_folder(output: Path, overwrite: bool, write: Callable[[Path], None]) -> Path:
     """Write a model folder whole or not at all. Raises RequestError when it exists and may not be replaced."""
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        if not (overwrite and (output / "config.json").is_file()):
-            raise RequestError(f"output {output} exists and is not empty; choose another, or replace a model with --overwrite")
+    used = output.is_file() or (output.is_dir() and any(output.iterdir()))
+    if used and not (overwrite and (output / "config.json").is_file()):
+        raise RequestError(f"output {output} exists and is not empty; choose another, or replace a model with --overwrite")
     pending = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(pending, ignore_errors=True)
     pending.mkdir(parents=True)
@@ -91,9 +91,7 @@ def write_folder(output: Path, overwrite: bool, write: Callable[[Path], None]) -
     return output
 
 
-def _gap_to(
-    folder: Path, config: RunConfig, session: Session, sequences: list[list[int]], before: list[list[float]]
-) -> float:
+def _gap_to(folder: Path, config: RunConfig, session: Session, sequences: list[list[int]], before: list[list[float]]) -> float:
     ref = resolve_model(session.registry, Component(str(folder), options=config.model.options))
     return largest_gap(before, session.engine(ref).logprobs(sequences))
 

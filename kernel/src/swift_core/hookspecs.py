@@ -78,9 +78,7 @@ class SwiftSpecs:
         """
 
     @hookspec(firstresult=True)
-    def swift_make_template(
-        self, template_id: str, processor: types.Processor, config: Any
-    ) -> types.Template | None:
+    def swift_make_template(self, template_id: str, processor: types.Processor, config: Any) -> types.Template | None:
         """Make what turns rows into tokens for one checkpoint.
 
         template_id: an id of your `[[templates]]`; `checkpoint` is the checkpoint's own chat template.
@@ -177,10 +175,10 @@ class SwiftSpecs:
     def swift_make_evaluator(self, evaluator_id: str, config: Any) -> types.Evaluator | None:
         """Make an evaluator for `eval`: it gets an engine and records, and returns an `EvalReport`.
 
-            @hookimpl
-            def swift_make_evaluator(evaluator_id, config):
-                if evaluator_id == "mysuite":
-                    return MySuite(config.shots)
+        @hookimpl
+        def swift_make_evaluator(evaluator_id, config):
+            if evaluator_id == "mysuite":
+                return MySuite(config.shots)
         """
 
     @hookspec(firstresult=True)

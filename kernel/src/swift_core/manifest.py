@@ -32,16 +32,16 @@ KINDS = {
 
 PART_KINDS = ("optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
 
-_COMMON = {"id": str, "summary": str, "requires": list, "config": str, "capabilities": list}
-_EXTRA: dict[str, dict[str, type]] = {
+_COMMON: dict[str, type[Any]] = {"id": str, "summary": str, "requires": list, "config": str, "capabilities": list}
+_EXTRA: dict[str, dict[str, type[Any]]] = {
     "models": {"architectures": list, "checkpoints": str, "template": str, "loads": bool, "generic": bool, "source": str},
     "trainers": {"template": str},
     "engines": {"takes": str},
     "datasets": {"generic": bool},
     "parts": {"kind": str},
 }
-_COMMAND = {"name": str, "help": str, "target": str}
-_TOP = {"name": str, "api": str, "summary": str, "hooks": str, "requires": list}
+_COMMAND: dict[str, type[Any]] = {"name": str, "help": str, "target": str}
+_TOP: dict[str, type[Any]] = {"name": str, "api": str, "summary": str, "hooks": str, "requires": list}
 
 
 class ManifestError(ValueError):
@@ -119,12 +119,13 @@ def _read_entry(kind: str, entry: Any) -> Entry:
     if kind == "parts" and entry["kind"] not in PART_KINDS:
         raise ManifestError(f"[[parts]] {entry['id']}: kind must be one of {', '.join(PART_KINDS)}")
     ident = f"{entry['kind']}/{entry['id']}" if kind == "parts" else entry["id"]
-    common = {key: entry[key] for key in ("summary", "config") if key in entry}
-    lists = {key: tuple(entry[key]) for key in ("requires", "capabilities") if key in entry}
-    return Entry(kind, ident, **common, **lists, options={key: entry[key] for key in extra if key in entry})
+    return Entry(
+        kind, ident, entry.get("summary", ""), tuple(entry.get("requires", ())), entry.get("config"),
+        tuple(entry.get("capabilities", ())), {key: entry[key] for key in extra if key in entry},
+    )  # fmt: skip
 
 
-def _check_keys(where: str, found: dict[str, Any], known: dict[str, type], required: tuple[str, ...]) -> None:
+def _check_keys(where: str, found: dict[str, Any], known: dict[str, type[Any]], required: tuple[str, ...]) -> None:
     for key, value in found.items():
         if key not in known:
             raise ManifestError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)}")

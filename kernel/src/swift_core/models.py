@@ -76,7 +76,9 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
     if known:
         family, row = known
         architecture = row.get("architecture") or next(iter(family.entry.options.get("architectures", ())), None)
-        return ModelRef(name, name, registry.loader(architecture, component.provider), family, architecture, options=component.options)
+        return ModelRef(
+            name, name, registry.loader(architecture, component.provider), family, architecture, options=component.options
+        )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not path.exists() and path.suffix not in (".gguf", ".safetensors"):
         return ModelRef(name, name, registry.generic("models", component.provider), options=component.options)
     ids = [c.id for c in registry.all("models") if c.entry.options.get("source")]

@@ -45,7 +45,11 @@ class Plan:
         """What is installed in another version than the plan was made with."""
         found = {name: plugin.version for name, plugin in index.plugins.items()} | {"swift-core": __version__}
         planned = {**self.plugins, "swift-core": self.core}
-        return [f"{name} {version} (now {found.get(name, 'missing')})" for name, version in planned.items() if found.get(name) != version]
+        return [
+            f"{name} {version} (now {found.get(name, 'missing')})"
+            for name, version in planned.items()
+            if found.get(name) != version
+        ]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console  # noqa: TID253 - this module is imported on a tty only
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn  # noqa: TID253
 
 from swift_core.events import Event, PlainConsole, format_seconds
 
@@ -36,7 +36,11 @@ class RichConsole:
     def _show(self, key: str, text: str, done: int, total: int | None, finished: bool) -> None:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
             )
             self._progress.start()
         if key not in self._tasks:

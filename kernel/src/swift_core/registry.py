@@ -170,6 +170,4 @@ def model_architecture(folder: Path) -> str | None:
     except (ValueError, OSError) as err:
         raise RequestError(f"{file} cannot be read: {err}") from None
     names = config.get("architectures") or [None]
-    return names[0]
-
-
+    return None if names[0] is None else str(names[0])

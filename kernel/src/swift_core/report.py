@@ -24,7 +24,7 @@ def write_report(output: Path) -> None:
     steps = {event["step"]: event for event in events if event["event"] == "step"}  # a resumed run's steps replace the old
     evals = {event["step"]: event["loss"] for event in events if event["event"] == "eval"}
     runs = [event for event in events if event["event"] == "run"]
-    summary = next((event for event in reversed(events) if event["event"] == "summary"), {})
+    summary: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "summary"), {})
     parts = [f"<h1>{html.escape(output.name)}</h1>", _table(summary, skip=("event", "time"))]
     if steps:
         loss = [(step, event["loss"]) for step, event in sorted(steps.items())]
@@ -35,7 +35,9 @@ def write_report(output: Path) -> None:
         parts += ["<h2>Peak memory, MiB</h2>", _chart([("MiB", memory)])]
     if runs:
         parts += ["<h2>Data</h2>", _table(runs[-1]["data"]), "<h2>Plan</h2>", _table(runs[-1]["plan"] | runs[-1]["backend"])]
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(output.name)}</title><style>{STYLE}</style>" + "\n".join(parts)
+    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(output.name)}</title><style>{STYLE}</style>" + "\n".join(
+        parts
+    )
     (output / "report.html").write_text(page, encoding="utf-8")
 
 

@@ -129,7 +129,9 @@ class Session:
         ref = self.model_ref
         # An adapter of an earlier run brings its tuner along; a new run on top of it is asked for with --from.
         if ref.adapter:
-            raise RequestError(f"model {ref.name} is an adapter; train the base model with --from {ref.name}, or merge it first")
+            raise RequestError(
+                f"model {ref.name} is an adapter; train the base model with --from {ref.name}, or merge it first"
+            )
         chosen: dict[str, Chosen] = {"tuner": self.choose("tuners", self.config.tuner), "trainer": self.trainer}
         chosen["backend"] = self.choose("backends", self.config.backend)
         chosen["template"] = self.template_choice(ref, self.trainer.contribution.entry.options.get("template"))
@@ -196,9 +198,7 @@ class Session:
 
     def processor(self, ref: ModelRef) -> types.Processor:
         chosen = self._loader(ref)
-        return self.call(
-            chosen, "swift_load_processor", None, model_id=chosen.id, source=ref.source, config=chosen.options
-        )
+        return self.call(chosen, "swift_load_processor", None, model_id=chosen.id, source=ref.source, config=chosen.options)
 
     def template_choice(self, ref: ModelRef, default: str | None = None) -> Chosen:
         return self.choose("templates", self.config.template, default or ref.template_id)
@@ -227,7 +227,9 @@ class Session:
             component = Component(planned["name"], options=planned["options"])
         if ref.quantization and self.registry.has("quantizers", ref.quantization):
             if component.name not in (None, ref.quantization):
-                raise RequestError(f"model {ref.name} is quantized by {ref.quantization}; quantizer {component.name} cannot be added")
+                raise RequestError(
+                    f"model {ref.name} is quantized by {ref.quantization}; quantizer {component.name} cannot be added"
+                )
             component = replace(component, name=ref.quantization)
         if component.name is None:
             return None
@@ -317,9 +319,7 @@ class Session:
         """A small part by kind and id, made by its plugin and checked against the kind's Protocol."""
         chosen = self.choose("parts", Component(f"{kind}/{ident}"))
         protocol = types.PART_PROTOCOLS.get(kind)
-        return self.call(
-            chosen, "swift_make_part", protocol, kind=kind, part_id=ident, run=run, config=chosen.options
-        )
+        return self.call(chosen, "swift_make_part", protocol, kind=kind, part_id=ident, run=run, config=chosen.options)
 
     def evaluator(self) -> types.Evaluator:
         chosen = self.choose("evaluators", self.config.evaluator)

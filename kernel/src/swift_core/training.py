@@ -98,6 +98,7 @@ def run_rank(session: Session, plan: Plan, data: types.Data, output: Path) -> No
             raise Interrupted(f"stopped at step {result.metrics.get('steps')}; saved {result.last}. Continue: {command}")
     finally:
         if log:
+            events.remove(log)
             log.close()
 
 
@@ -258,5 +259,3 @@ def _finish(output: Path, started: float) -> dict[str, Any]:
     summary["wall_seconds"] = round(time.time() - started, 2)
     write_json(output / "summary.json", summary)
     return summary
-
-

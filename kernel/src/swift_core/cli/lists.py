@@ -84,7 +84,9 @@ def plugins_list(as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        click.echo("no plugins installed. Install some: pip install swift-plugin-transformers swift-plugin-torch swift-plugin-lora")
+        click.echo(
+            "no plugins installed. Install some: pip install swift-plugin-transformers swift-plugin-torch swift-plugin-lora"
+        )
         return
     print_table([(r["name"], r["version"], r["status"], ", ".join(r["provides"])) for r in rows],
                 ("plugin", "version", "status", "provides"))  # fmt: skip
@@ -173,7 +175,7 @@ def plugin_new(name: str, kind: str, output: str | None) -> None:
     from pathlib import Path
 
     scaffold = importlib.import_module("swift_core.cli.scaffold")
-    written = scaffold.write_plugin(name, kind, Path(output) if output else Path(f"swift-plugin-{name.removeprefix('swift-plugin-')}"))
+    written = scaffold.write_plugin(
+        name, kind, Path(output) if output else Path(f"swift-plugin-{name.removeprefix('swift-plugin-')}")
+    )
     click.echo(f"wrote {written}\nnext: pip install -e {written} && pytest {written}")
-
-

@@ -171,5 +171,3 @@ def config_schema(address: str | None) -> None:
 
 def _plain(default: Any) -> Any:
     return default.dump() if hasattr(default, "dump") else default
-
-

@@ -25,7 +25,18 @@ COMMANDS = {
     "plugin": ("swift_core.cli.lists:plugin", "Make a new plugin."),
     "config": ("swift_core.cli.look:config", "Show a resolved configuration, or its schema."),
 }
-KIND_LISTS = ("templates", "tuners", "trainers", "backends", "engines", "quantizers", "evaluators", "datasets", "parts", "callbacks")
+KIND_LISTS = (
+    "templates",
+    "tuners",
+    "trainers",
+    "backends",
+    "engines",
+    "quantizers",
+    "evaluators",
+    "datasets",
+    "parts",
+    "callbacks",
+)
 COMMANDS |= {kind: (f"swift_core.cli.lists:{kind}", f"List installed {kind}.") for kind in KIND_LISTS}
 
 
@@ -108,7 +119,9 @@ def run(args: list[str], debug: bool) -> int:
     except Exception as err:
         if isinstance(err, OSError) and err.filename:
             return _fail(err, f"{err.filename}: {err.strerror}", 1, debug)
-        return _fail(err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())} (--debug shows the traceback)", 1, debug)
+        return _fail(
+            err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())} (--debug shows the traceback)", 1, debug
+        )
 
 
 def _fail(err: BaseException, text: str, code: int, debug: bool) -> int:

@@ -31,7 +31,7 @@ from swift_core.config import RunConfig, describe_options
 )  # fmt: skip
 @click.pass_context
 def train(
-    ctx: click.Context, arguments: tuple[str, ...], nproc: int | None, overwrite: bool, dry_run: bool, as_json: bool,
+    ctx: click.Context, /, arguments: tuple[str, ...], nproc: int | None, overwrite: bool, dry_run: bool, as_json: bool,
     show_help: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a model on a data set.

@@ -72,11 +72,14 @@ def infer(
     if as_json:
         print_json({"output": output, **counts})
     else:
-        failed = f", {counts['failed']} failed (see their \"error\")" if counts["failed"] else ""
+        failed = f', {counts["failed"]} failed (see their "error")' if counts["failed"] else ""
         click.echo(f"{counts['answered']} rows answered{failed}: {output}")
 
 
-CHAT_HELP = "/system TEXT sets the system message, /clear forgets, /save FILE writes the talk, /exit ends. \\ at a line's end, or\n\"\"\" before and after, makes several lines one message."
+CHAT_HELP = (
+    "/system TEXT sets the system message, /clear forgets, /save FILE writes the talk, /exit ends.\n"
+    'A \\ at a line\'s end, or """ before and after, makes several lines one message.'
+)
 
 
 @click.command()

@@ -304,7 +304,7 @@ class TrainerContract(HookContract):
 
 class BackendContract(HookContract):
     kind, hook, protocol = "backends", "swift_open_backend", t.Backend
-    trainer: ClassVar[Any] = SimpleNamespace(learning_rate=1e-2, weight_decay=0.0)  # the config that `prepare` is given
+    trainer: ClassVar[Any] = SimpleNamespace(learning_rate=1e-2, weight_decay=0.0, betas=[0.9, 0.999])  # given to `prepare`
 
     def test_launches_without_torch(self, contribution: Contribution, config: Any, tmp_path: Path) -> None:
         run_walled(LAUNCHER.format(self.id, self.options))
@@ -348,6 +348,9 @@ class EngineContract(HookContract):
         assert sorted(first) == list(range(len(requests)))
         assert {done.finish for done in first.values()} <= {"stop", "length"}
         assert all(len(done.logprobs) == len(done.token_ids) <= 8 for done in first.values())
+        if "stream" in made.capabilities:
+            streamed = {done.index: done.text for done in made.generate(requests, stream=True) if done.finish}
+            assert streamed == {index: done.text for index, done in first.items()}
 
     def test_scores_tokens(self, made: t.Engine) -> None:
         found = made.logprobs([[5, 6, 7], [8, 9]])

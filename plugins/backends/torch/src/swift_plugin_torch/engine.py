@@ -77,7 +77,7 @@ class TransformersEngine:
 
     def _stream(self, index: int, request: Request, prompt: list[int]) -> Iterator[Completion]:
         """Pieces of text as tokens come, then the whole completion."""
-        tokens: queue.Queue[int | None | BaseException] = queue.Queue()
+        tokens: queue.Queue[int | BaseException | None] = queue.Queue()
         stopped = threading.Event()
 
         class Streamer(BaseStreamer):
@@ -131,7 +131,9 @@ class TransformersEngine:
             width = max(len(sequences[n]) for n in chosen)
             rows = [list(sequences[n]) + [self._pad()] * (width - len(sequences[n])) for n in chosen]
             ids = torch.tensor(rows, device=self.device)
-            mask = torch.tensor([[1] * len(sequences[n]) + [0] * (width - len(sequences[n])) for n in chosen], device=self.device)
+            mask = torch.tensor(
+                [[1] * len(sequences[n]) + [0] * (width - len(sequences[n])) for n in chosen], device=self.device
+            )
             with torch.inference_mode(), self._adapter(adapter):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 for row, n in enumerate(chosen):
@@ -177,7 +179,9 @@ class TransformersEngine:
 
     def _prompt(self, request: Request) -> list[int]:
         if request.adapter is not None and request.adapter not in self.adapters:
-            raise RequestError(f"adapter {request.adapter!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}")
+            raise RequestError(
+                f"adapter {request.adapter!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}"
+            )
         if request.token_ids is not None:
             return list(request.token_ids)
         return self.template.prompt(request.messages or [], request.tools, **request.template_kwargs)

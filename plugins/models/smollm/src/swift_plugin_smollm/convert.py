@@ -108,7 +108,9 @@ def write_weights(reader: Any, heads: int, kv_heads: int, target: Path) -> None:
                 array = unpermute(array, heads if name == "attn_q" else kv_heads)
             weights[f"model.layers.{layer}.{names[name]}.weight"] = array
         else:
-            weights[{"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[tensor.name]] = array
+            weights[
+                {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[tensor.name]
+            ] = array
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
 

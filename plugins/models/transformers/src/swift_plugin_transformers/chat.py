@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,8 @@ class ChatTemplate:
     def render(self, messages: list[Row], tools: Any = None, prompt: bool = False, **kwargs: Any) -> str:
         """The template's text. Tool arguments are objects; a template that refuses them gets strings."""
         plain = [{key: value for key, value in message.items() if key not in OURS} for message in messages]
+        for message in plain:
+            message["content"] = message.get("content") or ""  # null beside tool calls: some templates print "None" for it
         options = {"tools": tools or None, "tokenize": False, "add_generation_prompt": prompt, "chat_template": self.source}
         try:
             return str(self.tokenizer.apply_chat_template(plain, **options, **kwargs))
@@ -146,7 +147,7 @@ class ChatTemplate:
 
 def _shared(text: str, other: str) -> int:
     """Length of the common prefix, moved back to the start of a marker that it would cut."""
-    length = len(commonprefix([text, other]))
+    length = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     for whole in (text, other):
         for marker in MARKER.finditer(whole, max(0, length - 64)):
             if marker.start() < length < marker.end():
@@ -174,7 +175,13 @@ def _string_arguments(messages: list[Row]) -> list[Row]:
         calls = message.get("tool_calls")
         if calls:
             calls = [
-                {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+                {
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
                 for call in calls
             ]
             message = {**message, "tool_calls": calls}

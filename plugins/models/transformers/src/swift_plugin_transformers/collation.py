@@ -31,7 +31,13 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         first = [sum(segments[:n]) for n in range(len(segments))]
     weights[:, first] = 0  # nothing before it predicts a first token
     return Batch(
-        inputs, ids, weights, [sample.row for sample in samples], float(weights.sum()), int(mask.sum()), int((weights > 0).sum())
+        inputs,
+        ids,
+        weights,
+        [sample.row for sample in samples],
+        float(weights.sum()),
+        int(mask.sum()),
+        int((weights > 0).sum()),
     )
 
 

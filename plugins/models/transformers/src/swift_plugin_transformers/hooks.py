@@ -16,9 +16,7 @@ def swift_load_processor(model_id: str, source: str, config: Any) -> Any:
 
 
 @hookimpl
-def swift_load_model(
-    model_id: str, source: str, processor: Any, backend: Any, load_kwargs: dict[str, Any], config: Any
-) -> Any:
+def swift_load_model(model_id: str, source: str, processor: Any, backend: Any, load_kwargs: dict[str, Any], config: Any) -> Any:
     if model_id == "transformers":
         from swift_plugin_transformers.loading import load_model
 

@@ -104,7 +104,9 @@ def check_safetensors(file: Path) -> None:
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     expected = 8 + length + max(ends, default=0)
     if size < expected:
-        raise RequestError(f"{file} is truncated: it has {size} bytes, its header needs {expected}. Copy it again from its source")
+        raise RequestError(
+            f"{file} is truncated: it has {size} bytes, its header needs {expected}. Copy it again from its source"
+        )
 
 
 def _where(source: str, config: TransformersConfig) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 CHATML = (
-    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endfor %}"
+    "{%- for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
@@ -41,10 +43,10 @@ def save_tiny(folder: Path, **overrides: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
-    shape = dict(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, vocab_size=len(tokenizer), tie_word_embeddings=True,
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 1024, "vocab_size": len(tokenizer), "tie_word_embeddings": True,
+    }  # fmt: skip
     config = LlamaConfig(**{**shape, **overrides}, pad_token_id=0, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -21,7 +21,9 @@ class FullTuned:
 
     def __init__(self, bundle: ModelBundle, config: FullConfig) -> None:
         if bundle.quantization:
-            raise RequestError(f"tuner.full: weights quantized by {bundle.quantization} cannot be trained; use an adapter such as lora")
+            raise RequestError(
+                f"tuner.full: weights quantized by {bundle.quantization} cannot be trained; use an adapter such as lora"
+            )
         self.bundle, self.model = bundle, bundle.model
         chosen = choose(list(self.model.named_parameters()), config)
         for name, parameter in self.model.named_parameters():
@@ -68,7 +70,9 @@ class FullTuned:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if state[name].shape != parameter.shape:
-                    raise RequestError(f"{folder}: {name} has shape {tuple(state[name].shape)}, the model {tuple(parameter.shape)}")
+                    raise RequestError(
+                        f"{folder}: {name} has shape {tuple(state[name].shape)}, the model {tuple(parameter.shape)}"
+                    )
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(state[name].dtype)
                 parameter.copy_(state[name])
@@ -85,9 +89,13 @@ def choose(parameters: list[tuple[str, torch.nn.Parameter]], config: FullConfig)
     if config.only:
         chosen: set[str] = set()
         for entry in config.only:
-            hit = {name for name in names if (re.search(entry[3:], name) if entry.startswith("re:") else name.startswith(entry))}
+            hit = {
+                name for name in names if (re.search(entry[3:], name) if entry.startswith("re:") else name.startswith(entry))
+            }
             if not hit:
-                raise RequestError(f"tuner.full: only: {entry!r} matches no parameter; they read like {names[0]!r}, {names[-1]!r}")
+                raise RequestError(
+                    f"tuner.full: only: {entry!r} matches no parameter; they read like {names[0]!r}, {names[-1]!r}"
+                )
             chosen |= hit
         parameters = [(name, p) for name, p in parameters if name in chosen]
     budget = config.share * sum(p.numel() for _, p in parameters)

@@ -25,7 +25,7 @@ class LoraTuned:
         self.bundle, self.config = bundle, config
         targets: Any = config.targets
         if config.targets == ["all-linear"]:
-            targets = "all-linear"
+            targets = all_linear(bundle.model)
         elif len(config.targets) == 1 and config.targets[0].startswith("re:"):
             targets = config.targets[0][3:]
         options = peft.LoraConfig(
@@ -34,8 +34,10 @@ class LoraTuned:
             init_lora_weights=True if config.init == "default" else config.init,
             modules_to_save=config.save_modules or None, task_type="CAUSAL_LM",
         )  # fmt: skip
-        with torch.random.fork_rng():  # the same adapter whatever ran before, so that a resumed run begins alike
+        # The same adapter whatever ran before, so that a resumed run begins alike.
+        with torch.random.fork_rng(), warnings.catch_warnings():
             torch.manual_seed(torch.initial_seed())
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, of no use to a user
             try:
                 self.model = peft.get_peft_model(bundle.model, options)
             except ValueError as err:
@@ -96,6 +98,20 @@ class LoraTuned:
             parameter.requires_grad_(False)
         bundle = self.bundle
         return ModelBundle(model, bundle.processor, bundle.source, bundle.architecture, bundle.template, bundle.quantization)
+
+
+def all_linear(model: torch.nn.Module) -> list[str]:
+    """Full names of the model's linear layers, quantized ones too, without its output head.
+
+    peft's own `all-linear` leaves out layers that a quantizer's class holds.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = []
+    for name, module in model.named_modules():
+        quantized = hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children())
+        if module is not head and (isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"):
+            found.append(name)
+    return found
 
 
 def _explain(err: ValueError, bundle: ModelBundle, config: LoraConfig) -> str:

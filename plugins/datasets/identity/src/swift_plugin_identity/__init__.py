@@ -1,0 +1,1 @@
+"""A packaged data set that teaches a model its name and its maker."""
