@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from swift_core.config import build_options
-from swift_core.errors import PluginError, PluginLoadError, SwiftError
+from swift_core.errors import PluginError, PluginLoadError, SwiftError, did_you_mean
 from swift_core.hookspecs import SwiftSpecs
 from swift_core.registry import Contribution, check_requires
 
@@ -65,8 +66,7 @@ class Activator:
                 self.manager.check_pending()
             except pluggy.PluginValidationError as err:
                 self.manager.unregister(name=contribution.plugin.name)
-                reason = " ".join(str(err).split()).replace(f"Plugin {contribution.plugin.name!r} ", "", 1)
-                raise PluginLoadError(f"{_origin(contribution)}, whose hooks do not fit: {reason}") from err
+                raise PluginLoadError(f"{_origin(contribution)}, whose hooks do not fit: {_misfit(module, err)}") from err
 
     def call(self, contribution: Contribution, hook: str, protocol: type | None, **kwargs: Any) -> Any:
         """Call a firstresult hook for an id, and check the result. Raises PluginError."""
@@ -141,6 +141,21 @@ def _origin(contribution: Contribution) -> str:
 def _import_failure(contribution: Contribution, err: BaseException) -> str:
     cause = f"{type(err).__name__}: {' '.join(str(err).split())}"
     return f"{_origin(contribution)}, which failed to import: {cause} (--debug shows the traceback)"
+
+
+def _misfit(module: Any, err: Exception) -> str:
+    """Which hook or argument of a module is unknown. pluggy's own complaint names paths, and sets in any order."""
+    specs = {name: list(signature(spec).parameters)[1:] for name, spec in vars(SwiftSpecs).items() if name.startswith("swift_")}
+    for name, hook in vars(module).items():
+        if not hasattr(hook, "swift_impl"):
+            continue
+        name = hook.swift_impl.get("specname") or name
+        if name not in specs:
+            return f"unknown hook {name!r}.{did_you_mean(name, specs)}"
+        for argument in signature(hook).parameters:
+            if argument not in specs[name]:
+                return f"{name} has no argument {argument!r}; it has: {', '.join(specs[name])}"
+    return " ".join(str(err).split())
 
 
 def _short(value: Any) -> str:

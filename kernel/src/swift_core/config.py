@@ -159,7 +159,7 @@ def build_options(cls: type[T] | None, raw: dict[str, Any], address: str) -> T |
             raise RequestError(f"{address}: unknown option {key!r}; it has none")
         return None
     hints = get_type_hints(cls)
-    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
     values = {}
     for key, value in raw.items():
         if key not in known:
@@ -186,7 +186,7 @@ def describe_options(cls: type | None) -> list[tuple[str, str, Any, str]]:
         return []
     hints = get_type_hints(cls)
     rows = []
-    for item in dataclasses.fields(cls):
+    for item in (item for item in dataclasses.fields(cls) if item.init):
         default: Any = None if item.default is dataclasses.MISSING else item.default
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()

@@ -6,9 +6,11 @@ file and line. Torch-free, and done before any rank starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -65,6 +67,8 @@ def draw(records: list[Record], sample: int | None, weight: float, seed: int) ->
 
 def hold_out(records: list[Record], holdout: float, seed: int) -> tuple[list[Record], list[Record]]:
     """Rows for training and, chosen at random by the seed, a share (below 1) or a count for evaluation."""
+    if holdout < 0:
+        raise RequestError(f"holdout: expected a share below 1 or a count, not {holdout:g}")
     if not holdout:
         return records, []
     count = int(holdout) if holdout >= 1 else max(1, round(holdout * len(records)))
@@ -158,6 +162,16 @@ def prepare(
     account.issues += [{**issue, "split": "eval"} for issue in account_eval.issues]
     whole = {**account.summary(), "eval": account_eval.summary()}
     return Data(samples, held, whole), account
+
+
+def fingerprint(data: Data) -> str:
+    """A hash of all that is trained and evaluated on, in its order: a resumed run must have the same."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.eval):
+        digest.update(len(split).to_bytes(8))
+        for sample in split:
+            digest.update(array("q", sample.input_ids).tobytes() + array("d", sample.weights).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_samples(path: Path, samples: list[Sample]) -> None:

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -69,6 +70,13 @@ class EventSink:
 
     def warn(self, text: str) -> None:
         self.emit("warning", text=text)
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Something long that cannot be counted: a bar without an end while it lasts."""
+        self.emit("progress", task=name, done=0, total=None)
+        yield
+        self.emit("progress", task=name, done=1, total=1, finished=True)
 
     def track(self, items: Iterable[T], task: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, emitting `progress` events at most ten times a second."""

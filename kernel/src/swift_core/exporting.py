@@ -21,7 +21,6 @@ def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) 
 
     Raises RequestError when there is nothing to merge.
     """
-    config.engine.name = "transformers"
     with Session(config, events) as session:
         ref = session.model_ref
         if ref.adapter is None:
@@ -36,7 +35,8 @@ def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) 
         chosen = session.choose("engines", config.engine)
         sequences = probe_sequences(template, [])
         bundle = types.ModelBundle(tuned.model, session.processor(ref), ref.source, ref.architecture, template)
-        before = session.open_engine(chosen, bundle).logprobs(sequences)
+        engine = session.open_engine(chosen, bundle)
+        before = engine.logprobs(sequences)
         merged = tuned.merge()
         written = write_folder(output, overwrite, lambda folder: _save_plain(merged, folder))
         gap = _gap_to(written, config, session, sequences, before)
@@ -49,7 +49,6 @@ def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink
     if not config.quantizer.name:
         raise RequestError("quantizer is missing: --quantizer NAME, see swift-core quantizers list")
     quantizer, config.quantizer = config.quantizer, Component()
-    config.engine.name = "transformers"
     with Session(config, events) as session:
         ref = session.model_ref
         if ref.adapter:
@@ -57,7 +56,9 @@ def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink
         if ref.quantization:
             raise RequestError(f"model {ref.name} is quantized by {ref.quantization} already")
         sequences = probe_sequences(session.template(ref, session.processor(ref)), [])
-        before = session.engine(ref).logprobs(sequences)
+        engine = session.engine(ref)
+        before = engine.logprobs(sequences)
+        engine.close()  # three copies of a model at once would be one too many
         config.quantizer = quantizer
         method = session.quantizer(ref)
         assert method is not None

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def build_index(path: list[str] | None = None, disabled: str | None = None) -> P
                 continue  # the first on the path wins, as it does for import
             index.versions[name] = version
             for module, manifest_file in _manifest_entry_points(info):
-                index.plugins[name] = _read_plugin(name, version, module, manifest_file, blocked)
+                index.plugins[name] = _read_plugin(name, version, module, manifest_file, blocked, path)
     index.plugins = dict(sorted(index.plugins.items()))
     _mark_conflicts(index)
     return index
@@ -106,7 +107,9 @@ def _manifest_entry_points(info: str) -> list[tuple[str, str]]:
     return [(module, file or "swift_plugin.toml") for module, _, file in (value.partition(":") for value in values)]
 
 
-def _read_plugin(name: str, version: str, module: str, manifest_file: str, blocked: set[str]) -> Plugin:
+def _read_plugin(
+    name: str, version: str, module: str, manifest_file: str, blocked: set[str], path: list[str] | None
+) -> Plugin:
     plugin = Plugin(name, version, package=module)
     if name in blocked or plugin_name(name) in blocked:
         plugin.status, plugin.reason = DISABLED, "switched off by SWIFT_DISABLE_PLUGINS"
@@ -114,7 +117,7 @@ def _read_plugin(name: str, version: str, module: str, manifest_file: str, block
     try:
         if "." in module:
             raise ManifestError(f"its manifest must sit in a top-level package, not in {module!r}")
-        spec = find_spec(module)
+        spec = find_spec(module) if path is None else PathFinder.find_spec(module, path)
         if spec is None or not spec.submodule_search_locations:
             raise ManifestError(f"its package {module!r} cannot be found")
         plugin.manifest = read_manifest(Path(next(iter(spec.submodule_search_locations))) / manifest_file)

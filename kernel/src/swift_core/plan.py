@@ -24,6 +24,8 @@ class Plan:
     plugins: dict[str, str] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)  # trust_remote_code, allow_pickle
     seed: int = 42
+    freeze: list[str] = field(default_factory=list)
+    data: str = ""  # fingerprint of the samples
     core: str = __version__
     api: str = f"{API[0]}.{API[1]}"
 

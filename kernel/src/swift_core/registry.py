@@ -119,7 +119,9 @@ class Registry:
         installed = [c.id for c in self.all(kind)]
         known_ids = {**dict.fromkeys(installed), **self._known.get(kind, {})}
         names = ", ".join(dict.fromkeys(installed)) or f"none (see swift-core {kind} list)"
-        raise RequestError(f"no {singular} {ident!r}.{did_you_mean(ident, known_ids)} Installed: {names}.")
+        unread = ", ".join(plugin.name for plugin in self.index.plugins.values() if not plugin.usable and not plugin.entries)
+        hint = f" Installed but not usable: {unread} (see swift-core plugins list)." if unread else ""
+        raise RequestError(f"no {singular} {ident!r}.{did_you_mean(ident, known_ids)} Installed: {names}.{hint}")
 
     def suggestions(self, kind: str) -> list[str]:
         """Distributions of this project that offer a kind: what to install when its list is empty."""

@@ -8,34 +8,60 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from swift_core.errors import RequestError, RunError
 
-OWN = ("config.yaml", "plan.json", "log.jsonl", "summary.json", "report.html", "data", "checkpoints")
+OWN = ("plan.json", "config.yaml", "log.jsonl", "summary.json", "report.html", "data", "checkpoints")
 """What a run writes, and all that `--overwrite` removes."""
 
 
-def open_output(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make the output folder, or check that it may be used. Raises RequestError when it holds another run."""
+def check_output(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raise RequestError when the output folder cannot be made, holds another run, or holds files of somebody else's
+    under the names that a run writes: those are never replaced."""
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"output {folder}: a file of that name exists; choose another --output")
-    if not resume and any((folder / name).exists() for name in ("plan.json", "checkpoints")):
-        if not overwrite:
-            raise RequestError(
-                f"output {folder} already holds a run. Continue it with trainer.resume=true, replace it with --overwrite, "
-                "or choose another --output"
-            )
-        for name in OWN:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = f"{nearest} is a file" if not nearest.is_dir() else f"{nearest} may not be written to"
+        raise RequestError(f"output {folder} cannot be made: {reason}; choose another --output")
+    used = [name for name in OWN if (folder / name).exists()]
+    if used and "plan.json" not in used and not (resume and "checkpoints" in used):
+        raise RequestError(f"output {folder} holds {used[0]!r}, and no run wrote it; choose another --output")
+    if used and not resume and not overwrite:
+        raise RequestError(
+            f"output {folder} already holds a run. Continue it with trainer.resume=true, replace it with --overwrite, "
+            "or choose another --output"
+        )
+
+
+def open_output(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make the output folder, an earlier run's files removed. Raises RequestError as `check_output` does."""
+    check_output(folder, resume, overwrite)
+    if not resume:
+        _remove_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise RequestError(f"output {folder} cannot be made: {err.strerror}") from None
+
+
+def discard_output(folder: Path) -> None:
+    """Remove what a request left that was refused before its first checkpoint, so that it can be put right and repeated."""
+    if not Checkpoints(folder).steps():
+        _remove_own(folder)
+        with suppress(OSError):  # the folder stays when it holds anything else
+            folder.rmdir()
+
+
+def _remove_own(folder: Path) -> None:
+    for name in reversed(OWN):  # the plan last: while it is there, the rest is a run's
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class Checkpoints:

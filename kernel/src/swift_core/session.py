@@ -16,7 +16,7 @@ from typing import Any
 from swift_core import data, types
 from swift_core.activate import Activator, load_options
 from swift_core.config import DEFAULT_MODEL, CliText, Component, RunConfig, coerce, dump_options
-from swift_core.errors import CapabilityError, RequestError
+from swift_core.errors import CapabilityError, RequestError, did_you_mean
 from swift_core.events import EventSink
 from swift_core.index import build_index
 from swift_core.models import ModelRef, resolve_model
@@ -81,6 +81,7 @@ class Session:
         self.used: dict[str, str] = {}  # plugins by name, with their versions
         self._stack = ExitStack()
         self._roles: dict[str, types.TunedModel] = {}
+        self._processors: dict[str, types.Processor] = {}
 
     def __enter__(self) -> Session:
         return self
@@ -117,7 +118,7 @@ class Session:
         chosen = self._chosen(ref.loader, ref.options)
         if chosen.options is not None:
             for flag in ("trust_remote_code", "allow_pickle"):  # the run's flags, never a component's option
-                object.__setattr__(chosen.options, flag, getattr(self.config, flag))
+                setattr(chosen.options, flag, getattr(self.config, flag))
         return chosen
 
     @cached_property
@@ -149,7 +150,7 @@ class Session:
         components["model"] = {"name": named, "plugin": ref.loader.plugin.name, "options": dict(ref.options)}
         components["model"] |= {"architecture": ref.architecture, "source": ref.source}
         flags = {"trust_remote_code": self.config.trust_remote_code, "allow_pickle": self.config.allow_pickle}
-        return Plan(components, dict(sorted(self.used.items())), flags, self.config.seed)
+        return Plan(components, dict(sorted(self.used.items())), flags, self.config.seed, list(self.config.freeze))
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -172,7 +173,10 @@ class Session:
                 entry = self.registry.generic("datasets", component.provider)
                 options["path"] = CliText(name)
             chosen = self._chosen(entry, options)
-            opened = self.call(chosen, "swift_open_dataset", types.Dataset, dataset_id=chosen.id, config=chosen.options)
+            try:
+                opened = self.call(chosen, "swift_open_dataset", types.Dataset, dataset_id=chosen.id, config=chosen.options)
+            except RequestError as err:
+                raise err if Path(name).exists() else self._no_dataset(name, err) from None
             records = list(self.events.track(opened, f"reading {name}"))
             if not records:
                 raise RequestError(f"{key} {name!r} is empty: it has no rows")
@@ -180,6 +184,16 @@ class Session:
                 self.events.warn(f"{key} {name!r} has {len(records)} rows, {sample} were asked for")
             found += data.draw(records, sample, weight, self.config.seed)
         return found
+
+    def _no_dataset(self, name: str, err: RequestError) -> RequestError:
+        """What is said of a name that is no file: that its plugin is missing or broken, or which id is near it."""
+        try:
+            self.registry.find("datasets", name)
+        except RequestError as lack:
+            if "not installed" in str(lack) or "installed but" in str(lack):
+                return lack
+        ids = [c.id for c in self.registry.all("datasets") if not c.entry.options.get("generic")]
+        return RequestError(f"{err}{did_you_mean(name, ids)}")
 
     def prepare(self, template: types.Template) -> tuple[types.Data, data.Account]:
         """Read and encode everything that the run trains and evaluates on."""
@@ -197,8 +211,12 @@ class Session:
         return self.activator.call(chosen.contribution, hook, protocol, **kwargs)
 
     def processor(self, ref: ModelRef) -> types.Processor:
-        chosen = self._loader(ref)
-        return self.call(chosen, "swift_load_processor", None, model_id=chosen.id, source=ref.source, config=chosen.options)
+        if ref.source not in self._processors:
+            chosen = self._loader(ref)
+            self._processors[ref.source] = self.call(
+                chosen, "swift_load_processor", None, model_id=chosen.id, source=ref.source, config=chosen.options
+            )
+        return self._processors[ref.source]
 
     def template_choice(self, ref: ModelRef, default: str | None = None) -> Chosen:
         return self.choose("templates", self.config.template, default or ref.template_id)
@@ -243,12 +261,13 @@ class Session:
         """Load a model with its processor and template: the quantizer's arguments, the loader, the quantizer."""
         chosen, processor, quantizer = self._loader(ref), self.processor(ref), quantizer or self.quantizer(ref)
         load_kwargs = self.backend.load_kwargs() | (quantizer.load_kwargs(ref.source) if quantizer else {})
-        bundle: types.ModelBundle = self.call(
-            chosen, "swift_load_model", types.ModelBundle, model_id=chosen.id, source=ref.source,
-            processor=processor, backend=self.backend, load_kwargs=load_kwargs, config=chosen.options,
-        )  # fmt: skip
-        if quantizer:
-            bundle = quantizer.apply(bundle, ref.source)
+        with self.events.task(f"loading {ref.name}"):
+            bundle: types.ModelBundle = self.call(
+                chosen, "swift_load_model", types.ModelBundle, model_id=chosen.id, source=ref.source,
+                processor=processor, backend=self.backend, load_kwargs=load_kwargs, config=chosen.options,
+            )  # fmt: skip
+            if quantizer:
+                bundle = quantizer.apply(bundle, ref.source)
         bundle.template = bundle.template or self.template(ref, processor)
         return bundle
 

@@ -14,16 +14,19 @@ from typing import Any
 
 from swift_core import types
 from swift_core.config import Component, RunConfig, load_config
-from swift_core.data import Account, read_samples, write_samples
+from swift_core.data import Account, fingerprint, read_samples, write_samples
 from swift_core.errors import Interrupted, RequestError
 from swift_core.events import EventSink, LogWriter, make_console
 from swift_core.plan import Plan, write_json
 from swift_core.report import write_report
-from swift_core.rundir import Checkpoints, open_output
+from swift_core.rundir import Checkpoints, check_output, discard_output, open_output
 from swift_core.session import Session
 
 RESUMABLE = {"epochs", "max_steps", "eval_every", "save_every", "log_every", "keep", "patience", "resume"}
 """Trainer options that may change between a run and its continuation."""
+
+WATCHED = {"backend": {"name", "precision", "processes"}}
+"""Of these kinds only some options change a run's numbers."""
 
 
 def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> dict[str, Any]:
@@ -36,14 +39,22 @@ def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> 
         _complete(config, session, plan)
         output = Path(config.output or "")
         resume = _find_resume(config, session, output)
+        resuming = bool(getattr(session.trainer.options, "resume", False))
+        check_output(output, resuming, overwrite)
         template = session.template(
             session.model_ref, session.processor(session.model_ref), session.trainer.contribution.entry.options.get("template")
         )
         data, account = session.prepare(template)
+        plan.data = fingerprint(data)
+        if resume and Plan.load(resume).data != plan.data:
+            raise RequestError(
+                f"trainer.resume: {resume} was made with other data: the samples are not the same now. Set dataset, "
+                f"eval_dataset and holdout back, or begin a new run from its weights: --from {resume} --output NEW"
+            )
         _tell_data(events, data, account)
         if dry_run:
             return {"dry_run": True, "config": config.dump(), "data": data.account}
-        open_output(output, resume is not None, overwrite)
+        open_output(output, resuming, overwrite)
         _write_inputs(output, config, plan, account)
         chosen = session.choose("backends", config.backend)
         launcher: types.Launcher = session.call(
@@ -55,7 +66,11 @@ def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> 
             write_json(output / "data" / "account.json", data.account)
         started = time.time()
         argv = [sys.executable, "-m", "swift_core.rank", str(output)]
-        launcher.launch(types.Job(output, argv, partial(run_rank, session, plan, data, output)))
+        try:
+            launcher.launch(types.Job(output, argv, partial(run_rank, session, plan, data, output)))
+        except RequestError:
+            discard_output(output)
+            raise
         summary = _finish(output, started)
         events.emit("done", summary=summary)
         return summary
@@ -155,7 +170,9 @@ def _inherit(config: RunConfig) -> None:
         if last is None:
             raise RequestError(f"from: run {path} has no finished checkpoint")
         path = last
-    config.warm_start = str(path)
+    if not any((path / name).is_file() for name in ("plan.json", "adapter_config.json")):
+        raise RequestError(f"from: {path} is neither a run nor a checkpoint; give a model's folder with --model")
+    config.warm_start = str(path.resolve())
     if config.model.name is None:
         planned = Plan.load(path).components["model"]
         config.model = Component(planned["name"], options=planned["options"])
@@ -201,17 +218,18 @@ def _find_resume(config: RunConfig, session: Session, output: Path) -> Path | No
 def _changes(old: Plan, config: RunConfig, session: Session) -> list[str]:
     """What differs between a checkpoint's plan and this run, in anything that would change its numbers."""
     found = []
-    for kind in ("template", "tuner", "trainer"):
-        before, component = old.components[kind], getattr(config, kind)
+    for kind in ("template", "tuner", "trainer", "backend", "quantizer"):
+        before, component = old.components.get(kind, {"name": None, "options": {}}), getattr(config, kind)
         now = {"name": component.name, **component.options}
         then = {"name": before["name"], **before["options"]}
-        for key in sorted(set(now) | set(then)):
-            if kind == "trainer" and key in RESUMABLE:
-                continue
+        watched = WATCHED.get(kind, (set(now) | set(then)) - (RESUMABLE if kind == "trainer" else set()))
+        for key in sorted(watched):
             if now.get(key) != then.get(key):
                 found.append(f"{kind}.{key} was {then.get(key)} and is {now.get(key)}")
     if old.components["model"]["name"] != config.model.name:
         found.append(f"model was {old.components['model']['name']} and is {config.model.name}")
+    if old.freeze != config.freeze:
+        found.append(f"freeze was {old.freeze} and is {config.freeze}")
     if old.seed != config.seed:
         found.append(f"seed was {old.seed} and is {config.seed}")
     return found
@@ -222,10 +240,10 @@ def _write_inputs(output: Path, config: RunConfig, plan: Plan, account: Account)
 
     import yaml
 
+    plan.save(output)
     (output / "data").mkdir(exist_ok=True)
     text = yaml.safe_dump(_plain(config.dump()), sort_keys=False, allow_unicode=True)
     (output / "config.yaml").write_text(text, encoding="utf-8")
-    plan.save(output)
     with (output / "data" / "issues.jsonl").open("w", encoding="utf-8") as file:
         for issue in account.issues:
             file.write(json.dumps(issue, ensure_ascii=False) + "\n")

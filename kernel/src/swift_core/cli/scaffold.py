@@ -79,7 +79,7 @@ _ENTRY = """hooks   = "$package.hooks"
 [[$table]]
 id      = "$name"
 summary = "$summary"
-config  = "$package.config:${Class}Config"
+config  = "$package.config:Config"
 $manifest"""
 
 

@@ -52,7 +52,8 @@ session.call(chosen, "swift_make_launcher", None, backend_id=chosen.id, config=c
 """
 PAIRS = (("Who are you?", "A test."), ("Count.", "One, two, three, four."))
 ROWS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in PAIRS]
-STEP = {"step": 1, "steps": 2, "loss": 1.0, "learning_rate": 1e-3, "tokens_per_second": 9.0, "seconds_left": 1.0}
+STEP = dict.fromkeys(("step", "steps", "loss", "learning_rate", "tokens_per_second", "seconds_left", "peak_bytes"), 1.0)
+SUMMARY = {"steps", "seconds", "train_loss", "eval_loss", "trained_tokens", "tokens_per_second", "peak_bytes"}
 EVENTS: dict[str, dict[str, Any]] = {"run": {}, "step": STEP, "eval": {"step": 1, "loss": 1.0}, "done": {}}
 
 
@@ -294,12 +295,14 @@ class TrainerContract(HookContract):
     def arguments(self, run: t.Run) -> dict[str, Any]:
         return {"run": run}
 
-    def test_fits(self, made: t.Trainer, run: t.Run) -> None:
-        losses: list[float] = []
-        run.events.add(lambda event: losses.append(event.data["loss"]) if event.kind == "step" else None)
-        assert isfinite(made.fit().metrics["train_loss"])
-        assert losses
-        assert all(map(isfinite, losses))
+    def test_fits_and_reports(self, made: t.Trainer, run: t.Run) -> None:
+        steps: list[dict[str, Any]] = []
+        run.events.add(lambda event: steps.append(event.data) if event.kind == "step" else None)
+        metrics = made.fit().metrics
+        assert isfinite(metrics["train_loss"])
+        assert set(metrics) >= SUMMARY
+        assert steps
+        assert all(isfinite(data["loss"]) and set(data) >= set(STEP) for data in steps)
 
 
 class BackendContract(HookContract):
@@ -388,7 +391,12 @@ class EvaluatorContract(HookContract):
             return [[-1.0] * (len(ids) - 1) for ids in sequences]
 
         engine: Any = SimpleNamespace(capabilities=frozenset(), generate=generate, logprobs=logprobs)
-        template: Any = SimpleNamespace(prompt=lambda messages, tools=None, **_: list(str(messages).encode()))
+
+        def encode(row: t.Row) -> list[t.Sample]:
+            ids = list(str(row["messages"]).encode())
+            return [t.Sample(ids, [0.0] + [1.0] * (len(ids) - 1))]
+
+        template: Any = SimpleNamespace(encode=encode, prompt=lambda messages, tools=None, **_: list(str(messages).encode()))
         records = [t.Record(row, f"row {n}") for n, row in enumerate(self.rows)]
         return t.EvalRun(engine, records, template, EventSink(), lambda kind, ident: lambda got, want: float(got == want))
 

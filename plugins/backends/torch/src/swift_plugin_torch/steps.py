@@ -111,16 +111,20 @@ class TorchSteps:
         """Restore what `save` wrote. Raises RequestError when a file is missing, or made by another number of ranks."""
         from safetensors import safe_open
 
+        state, mine = None, folder / f"random-{self.backend.rank}.safetensors"
         try:
-            state = load_file(folder / "optimizer.safetensors")
             with safe_open(folder / "optimizer.safetensors", "pt") as file:
                 scalars = json.loads(file.metadata().get("scalars", "{}"))
-            mine = folder / f"random-{self.backend.rank}.safetensors"
+            state = load_file(folder / "optimizer.safetensors")
             generators = load_file(mine)
             with safe_open(mine, "pt") as file:
                 version, internal, gauss = json.loads(file.metadata()["python"])
         except Exception as err:
-            raise RequestError(f"checkpoint {folder} cannot be resumed: {' '.join(str(err).split())}") from err
+            what = "optimizer.safetensors" if state is None else mine.name
+            raise RequestError(
+                f"checkpoint {folder} cannot be resumed: {what}: {' '.join(str(err).split())}. "
+                "Name an earlier one: trainer.resume=FOLDER"
+            ) from err
         for key, value in (state | scalars).items():
             number, _, name = key.partition(".")
             if isinstance(value, torch.Tensor) and value.ndim:

@@ -92,17 +92,18 @@ class ChatTemplate:
         prompt = self.render(messages[:index], tools, prompt=True, **kwargs) if index else ""
         start = len(prompt)
         if not text.startswith(prompt):
-            start = _shared(text, prompt)
+            start = _parting(text, prompt)
             notes.append("prompt-mismatch")
-        after = self.render([*messages[: index + 1], {"role": "user", "content": "x"}], tools, **kwargs)
+        after = self._continued(messages[: index + 1], tools, kwargs)
         shared = _shared(text, after)
         end = len(text[:shared].rstrip())
         content_end = _content_end(text, message, start)
         appended = None
         if end <= content_end:
             end = len(text.rstrip())
-        if end <= content_end:
-            marker = MARKER.search(after, content_end)
+        if end <= content_end or (message.get("tool_calls") and not self._closes(tools, kwargs)):
+            end = len(text.rstrip())
+            marker = MARKER.search(after, _place(text[:end], after))
             if marker is None:
                 raise ValueError(f"message {index}: the chat template writes no end marker after the answer")
             appended = marker.group()
@@ -110,6 +111,24 @@ class ChatTemplate:
             end = len(text)
         weight = float(message.get("weight", 1.0)) if message.get("train", True) else 0.0
         return Turn(index, text, start, end, weight, appended, tuple(notes))
+
+    def _continued(self, messages: list[Row], tools: Any, kwargs: dict[str, Any]) -> str:
+        """The rendering with one more message: a call's result, where the template takes it, else the user's."""
+        for call in (messages[-1].get("tool_calls") or [])[:1]:
+            result = {"role": "tool", "content": "x", "name": call["function"]["name"], "tool_call_id": call.get("id", "")}
+            try:
+                return self.render([*messages, result], tools, **kwargs)
+            except ValueError:
+                break
+        return self.render([*messages, {"role": "user", "content": "x"}], tools, **kwargs)
+
+    def _closes(self, tools: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the template itself writes an end marker after an answer."""
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            return self._turn(probe, 1, tools, kwargs).appended is None
+        except ValueError:
+            return True
 
     def _sample(self, text: str, turns: list[Turn], kwargs: dict[str, Any], notes: Sequence[str] = ()) -> Sample:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -155,13 +174,31 @@ def _shared(text: str, other: str) -> int:
     return length
 
 
+def _parting(text: str, prompt: str) -> int:
+    """Where an answer begins whose rendering does not begin with its prompt: after the prompt's last header if that comes
+    later, else where the two part ways."""
+    shared = _shared(text, prompt)
+    header = prompt[max((marker.start() for marker in MARKER.finditer(prompt)), default=len(prompt)) :]
+    found = text.find(header, shared) if header else -1
+    return shared if found < 0 else found + len(header)
+
+
+def _place(text: str, after: str) -> int:
+    """Where the end of `text` stands in `after`, which may render what comes before it differently."""
+    for length in range(min(len(text), 256), 0, -1):
+        found = after.rfind(text[-length:])
+        if found >= 0:
+            return found + length
+    return len(after)
+
+
 def _content_end(text: str, message: Row, start: int) -> int:
     """Where the message's content and tool calls end in `text`. Raises ValueError when the template leaves them out."""
     content = message.get("content") or ""
     parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
     parts += [call["function"]["name"] for call in message.get("tool_calls") or []]
     end = start
-    for part in (part.strip() for part in parts):
+    for part in (part.strip() for part in parts if part.strip()):  # a call may come without text
         found = text.rfind(part, start)
         if found < 0:
             raise ValueError(f"the chat template leaves out what the assistant says: {part[:40]!r}")

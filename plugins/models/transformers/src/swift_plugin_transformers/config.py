@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from swift_core.config import option
@@ -10,12 +10,12 @@ from swift_core.config import option
 
 @dataclass
 class TransformersConfig:
-    """`model: {name: FOLDER, attention: eager}`. The run sets `trust_remote_code` and `allow_pickle`, by flags of its own."""
+    """`model: {name: FOLDER, attention: eager}`. The last two are the run's flags, set by the session."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = option("auto", "attention implementation")
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    trust_remote_code: bool = option(False, "set by --trust-remote-code")
-    allow_pickle: bool = option(False, "set by --allow-pickle")
+    trust_remote_code: bool = field(init=False, default=False)
+    allow_pickle: bool = field(init=False, default=False)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,10 +64,7 @@ class SupervisedTrainer:
             tuned.load(run.warm_start)
         optimizer = run.part("optimizer", config.optimizer) if config.optimizer else None
         steps = backend.prepare({"policy": tuned}, optimizer, config)
-        state = Progress()
-        if run.resume_from:
-            steps.load(run.resume_from)
-            state = Progress(**json.loads((run.resume_from / "trainer.json").read_text(encoding="utf-8")))
+        state = self._restore(steps, run.resume_from) if run.resume_from else Progress()
 
         rows_a_step = config.batch_size * config.accumulate * backend.world
         last_step = total_steps(len(samples), rows_a_step, config)
@@ -109,6 +107,22 @@ class SupervisedTrainer:
         if stopped and stopped != "interrupted":
             run.events.note(f"stopped at step {state.step}: {stopped}")
         return TrainResult(self._metrics(state), self.checkpoints.last(), self.checkpoints.best(), stopped)
+
+    def _restore(self, steps: Any, folder: Path) -> Progress:
+        """Optimizer, random generators and progress of a checkpoint. Raises RequestError when a file is damaged."""
+        steps.load(folder)
+        file = folder / "trainer.json"
+        try:
+            state = Progress(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as err:
+            raise RequestError(
+                f"checkpoint {folder} cannot be resumed: {file.name}: {' '.join(str(err).split())}. "
+                "Name an earlier one: trainer.resume=FOLDER"
+            ) from err
+        best = state.best_step
+        if best is not None and self.run.backend.rank == 0 and self.checkpoints.path(best).is_dir():
+            self.checkpoints.mark_best(best)  # a kill may have come between the checkpoint and its link
+        return state
 
     def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """Forward passes of at most batch_size samples, and of at most batch_tokens tokens where that is set."""

