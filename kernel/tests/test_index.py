@@ -37,7 +37,7 @@ def test_the_path_given_is_the_one_that_is_read(make_plugin: Callable[..., str],
     folder = make_plugin("lora", LORA)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != folder])
     assert build_index([folder]).plugins["swift-plugin-lora"].status == "READY"
-    assert "swift-plugin-lora" not in {name for name in build_index([]).plugins}
+    assert "swift-plugin-lora" not in build_index([]).plugins
 
 
 def test_a_distribution_without_a_manifest_is_only_a_version(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_incompatible_claim_is_no_conflict(make_plugin: Callable[..., str]) -
 def test_parse_api() -> None:
     assert parse_api("0.10") == (0, 10) > (0, 9)
     for text in ("1", "1.x", "1.2.3", ""):
-        with pytest.raises(ValueError, match="api must read MAJOR.MINOR"):
+        with pytest.raises(ValueError, match=r"api must read MAJOR\.MINOR"):
             parse_api(text)
 
 

@@ -111,7 +111,8 @@ def load_config(files: list[Path], overrides: list[str], flags: dict[str, Any] |
     """
     tree: dict[str, Any] = {}
     for file in files:
-        _merge(tree, _read_yaml(file))
+        read = _read_yaml(file).items()  # a bare string is its component's name
+        _merge(tree, {key: {"name": value} if key in SINGLE and isinstance(value, str) else value for key, value in read})
     for key, value in (flags or {}).items():
         if value is None or value == () or value == []:
             continue
@@ -243,7 +244,7 @@ def coerce(value: Any, hint: Any, address: str) -> Any:
             return None
         if hint is bool and isinstance(plain, bool):
             return plain
-        if hint is int and type(plain) in (int, float) and plain == int(plain):
+        if hint is int and (type(plain) is int or (type(plain) is float and plain.is_integer())):
             return int(plain)
         if hint is float and not isinstance(plain, bool):
             try:  # YAML 1.1 reads 1e-4 as text
@@ -272,7 +273,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RequestError(f"{file}: no such file") from None
+        hint = "" if file.suffix in (".yaml", ".yml") else "; an option is written KEY=VALUE, and a configuration ends in .yaml"
+        raise RequestError(f"{file}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as err:
         raise RequestError(f"{file}: cannot be read: {err}") from None
     except yaml.YAMLError as err:

@@ -176,7 +176,9 @@ class Session:
             try:
                 opened = self.call(chosen, "swift_open_dataset", types.Dataset, dataset_id=chosen.id, config=chosen.options)
             except RequestError as err:
-                raise err if Path(name).exists() else self._no_dataset(name, err) from None
+                if Path(name).exists():
+                    raise
+                raise self._no_dataset(name, err) from err
             records = list(self.events.track(opened, f"reading {name}"))
             if not records:
                 raise RequestError(f"{key} {name!r} is empty: it has no rows")

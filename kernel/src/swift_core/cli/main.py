@@ -117,8 +117,8 @@ def run(args: list[str], debug: bool) -> int:
         sys.stderr.close()
         return 1
     except Exception as err:
-        if isinstance(err, OSError) and err.filename:
-            return _fail(err, f"{err.filename}: {err.strerror}", 1, debug)
+        if isinstance(err, OSError) and err.strerror:
+            return _fail(err, f"{err.filename}: {err.strerror}" if err.filename else err.strerror, 1, debug)
         return _fail(
             err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())} (--debug shows the traceback)", 1, debug
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from swift_core import __version__
 from swift_core.api import API
 from swift_core.errors import RequestError, did_you_mean
 from swift_core.index import build_index, normalise
@@ -56,6 +57,7 @@ def render(name: str, kind: str) -> dict[str, str]:
     head, own = _read(TEMPLATES / f"{kind}.tmpl")
     settings: dict[str, Any] = tomllib.loads(head)
     table = next(table for table, singular in KINDS.items() if singular == kind)
+    major, minor, _ = __version__.split(".")
     rows = [f"| `{option}` | {default} | {text} |" for option, default, text in settings.get("options", [])]
     values = {
         "name": name,
@@ -64,6 +66,7 @@ def render(name: str, kind: str) -> dict[str, str]:
         "Class": "".join(part.capitalize() for part in name.split("-")),
         "kind": kind,
         "api": f"{API[0]}.{API[1]}",
+        "core": f"swift-core>={major}.{minor},<{major}.{int(minor) + 1}",
         "dependencies": "".join(f', "{item}"' for item in settings.get("dependencies", [])),
         "test_dependencies": "".join(f', "{item}"' for item in settings.get("test", [])),
         "options": "\n".join(["| option | default | meaning |", "|---|---|---|", *rows]) if rows else "It has none.",

@@ -282,7 +282,7 @@ def test_real_tokenizers_train_exactly_content_and_end_marker(name: str, request
     file, end = REAL[name]
     tokenizer = request.getfixturevalue("smollm_tokenizer") if name == "smollm2" else real(name)
     template = make(tokenizer, **({"file": str(FIXTURES / "chat-templates" / f"{file}.jinja")} if file else {}))
-    texts = ["Yes.", "In 2024: 1,234,567 🦊\n\n- 日本語\n- ça va?", "Yes.", "  def f(x):\n      return x  # x"]
+    texts = ["Yes.", "In 2024: 1,234,567 🦊\n\n- 日本語\n- ça va?", "Yes.", "def f(x):\n      return x  # x"]
     kwargs = {"enable_thinking": False} if name == "qwen3" else {}
     messages: list[Row] = [{"role": "system", "content": "Be brief."}]
     for text in texts:
@@ -292,8 +292,7 @@ def test_real_tokenizers_train_exactly_content_and_end_marker(name: str, request
     got = {turn: span for sample in samples for turn, span in zip(sample.turns, spans(sample), strict=True)}
     assert sorted(got) == [2, 4, 6, 8]
     for turn, text in zip((2, 4, 6, 8), texts, strict=True):
-        # Llama's and SmolLM2's templates trim or keep the outer blanks; what they render is what is trained.
-        assert got[turn].removeprefix("<think>\n\n</think>\n\n").strip() == text.strip() + end
+        assert got[turn].removeprefix("<think>\n\n</think>\n\n") == text + end
     for sample in samples:
         assert trained(template, sample) == "".join(spans(sample))
         assert set(sample.weights) == {0.0, 1.0}
@@ -319,6 +318,14 @@ def test_smollm2_multi_turn_ids_prompt_and_stop(smollm_tokenizer: Any) -> None:
     assert sample.input_ids[: len(prompt)] == prompt
     assert template.stop_ids() == [smollm_tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert template.decode([*yes, *yes]) == "Yes.Yes."
+
+
+def test_a_token_across_the_border_of_the_prompt_is_not_trained(smollm_tokenizer: Any) -> None:
+    """The line break of the prompt and the answer's first blank are one token, which the model never has to produce."""
+    template = make(smollm_tokenizer)
+    (sample,) = template.encode({"messages": [TALK[0], {"role": "assistant", "content": "  Yes."}]})
+    assert spans(sample) == [f"  Yes.{IM}"]
+    assert trained(template, sample) == f" Yes.{IM}"
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +370,9 @@ def test_train_false_weight_and_turns_last() -> None:
     [TALK[:1], [TALK[0], {**TALK[1], "train": False}], [TALK[0], {**TALK[1], "weight": 0}], [TALK[0], TALK[2]]],
 )
 def test_a_row_without_an_answer_to_train_is_refused(messages: list[Row]) -> None:
-    with pytest.raises(ValueError, match=r"^the row has no trainable token: no assistant message with content, or train: false"):
+    with pytest.raises(
+        ValueError, match=r"^the row has no trainable token: no assistant message with content, or train: false"
+    ):
         make().encode({"messages": messages})
 
 
@@ -386,11 +395,13 @@ def test_faults_of_the_template_are_said_in_one_line(tmp_path: Path) -> None:
         make(file=str(tmp_path / "none.jinja"))
     bare = make_tokenizer()
     bare.chat_template = None
-    with pytest.raises(RequestError, match="ships no chat template; give one with template.file=FILE.jinja"):
+    with pytest.raises(RequestError, match=r"ships no chat template; give one with template\.file=FILE\.jinja"):
         make(bare)
     (tmp_path / "strict.jinja").write_text("{{ raise_exception('roles must\n alternate') }}")
-    with pytest.raises(ValueError, match="^the chat template refuses the row: roles must alternate$"):
+    with pytest.raises(ValueError, match=r"^the chat template refuses the row: roles must alternate$"):
         make(file=str(tmp_path / "strict.jinja")).encode({"messages": TALK})
-    (tmp_path / "user.jinja").write_text("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+    (tmp_path / "user.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(ValueError, match=r"^the chat template leaves out what the assistant says: 'No\.'$"):
         make(file=str(tmp_path / "user.jinja")).encode({"messages": [TALK[0], {"role": "assistant", "content": "No."}]})

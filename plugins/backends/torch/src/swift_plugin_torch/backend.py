@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from swift_core.errors import RequestError
 from swift_core.types import TunedModel
 
 from swift_plugin_torch.config import TorchConfig
+from swift_plugin_torch.parent import end_with_parent
 from swift_plugin_torch.steps import TorchSteps
 
 
@@ -30,6 +32,7 @@ class TorchBackend:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
+            end_with_parent()
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
@@ -78,10 +81,9 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     """The device a rank uses. Raises RequestError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RequestError(f"backend.torch.device: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RequestError(f"backend.torch.device: {name!r} is no device; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else local_rank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -30,6 +31,8 @@ class TransformersEngine:
         self.bundle, self.template, self.config = bundle, bundle.template, config
         self.model = bundle.model.eval()
         self.adapters: set[str] = set()
+        # A model that comes tuned is served as it comes: its own adapter stays on where a request names none.
+        self.own = str(self.model.active_adapter) if hasattr(self.model, "peft_config") else None
         self.version = 0
 
     @property
@@ -70,9 +73,11 @@ class TransformersEngine:
         count = next((n + 1 for n, token in enumerate(ids) if token in stops), len(ids))
         finish = "stop" if count and ids[count - 1] in stops else "length"
         text = self.template.decode(ids[:count])
-        for stop in request.stop:
-            if stop in text:
-                text, finish = text[: text.index(stop)], "stop"
+        cut = min((text.index(stop) for stop in request.stop if stop in text), default=None)
+        if cut is not None:
+            # What follows the token that completed the stop string is padding, written while others of the batch went on.
+            ends = (n for n in range(1, count + 1) if any(stop in self.template.decode(ids[:n]) for stop in request.stop))
+            count, text, finish = next(ends, count), text[:cut], "stop"
         return Completion(index, text, ids[:count], scores[:count], finish, len(prompt), self.version)
 
     def _stream(self, index: int, request: Request, prompt: list[int]) -> Iterator[Completion]:
@@ -113,7 +118,8 @@ class TransformersEngine:
                 if isinstance(token, BaseException):
                     raise token
                 ids.append(token)
-                whole = self._finish(index, request, prompt, ids, []).text
+                so_far = self._finish(index, request, prompt, ids, [])
+                whole = so_far.text if so_far.finish == "stop" else _without_begun_stop(so_far.text, request.stop)
                 if whole.startswith(shown) and not whole.endswith("\ufffd"):  # a character may take several tokens
                     yield Completion(index, whole[len(shown) :], [token])
                     shown = whole
@@ -152,11 +158,15 @@ class TransformersEngine:
         """Load a peft adapter's folder. Raises RequestError when it does not fit."""
         from peft import PeftModel
 
+        if name == self.own:
+            raise RequestError(f"adapter {name!r} is the model's own; give {folder} another name")
         try:
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(str(folder), adapter_name=name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")  # a part left as it was begun: no adapter at all
+                if isinstance(self.model, PeftModel):
+                    self.model.load_adapter(str(folder), adapter_name=name)
+                else:
+                    self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
         except Exception as err:
             raise RequestError(f"adapter {folder} cannot be loaded: {' '.join(str(err).split())}") from err
         self.adapters.add(name)
@@ -214,16 +224,22 @@ class TransformersEngine:
     def _adapter(self, name: str | None) -> Iterator[None]:
         if not self.adapters:
             yield
-        elif name is None:
+        elif name is None and self.own is None:
             with self.model.disable_adapter():
                 yield
         else:
-            self.model.set_adapter(name)
+            self.model.set_adapter(name or self.own)
             yield
 
 
 class _Stopped(Exception):
     """The reader of a stream went away."""
+
+
+def _without_begun_stop(text: str, stops: Sequence[str]) -> str:
+    """`text` without an ending that may turn out to begin a stop string."""
+    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def _settings(request: Request) -> tuple[Any, ...]:

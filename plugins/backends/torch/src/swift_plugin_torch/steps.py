@@ -125,11 +125,14 @@ class TorchSteps:
                 f"checkpoint {folder} cannot be resumed: {what}: {' '.join(str(err).split())}. "
                 "Name an earlier one: trainer.resume=FOLDER"
             ) from err
+        # A fused optimizer counts its steps on the device, any other on the CPU.
+        fused = {id(p) for group in self.optimizer.param_groups if group.get("fused") for p in group["params"]}
         for key, value in (state | scalars).items():
             number, _, name = key.partition(".")
-            if isinstance(value, torch.Tensor) and value.ndim:
-                value = value.to(self.backend.device)
-            self.optimizer.state[self.parameters[int(number)]][name] = value
+            parameter = self.parameters[int(number)]
+            if isinstance(value, torch.Tensor) and (value.ndim or id(parameter) in fused):
+                value = value.to(parameter.device)
+            self.optimizer.state[parameter][name] = value
         random.setstate((version, tuple(internal), gauss))
         torch.set_rng_state(generators["torch"])
         if "cuda" in generators:

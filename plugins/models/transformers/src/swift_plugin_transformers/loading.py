@@ -6,6 +6,7 @@ safetensors only, unless the run allows pickles; a weight that the folder lacks 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ def load_processor(source: str, config: TransformersConfig) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **_where(source, config))
     except Exception as err:
-        raise RequestError(f"model {source}: its tokenizer cannot be loaded: {_first_line(err)}") from err
+        folder = Path(source)
+        absent = folder.is_dir() and not (folder / "tokenizer.json").is_file()
+        why = "the folder holds no tokenizer.json" if absent else _first_line(err)
+        raise RequestError(f"model {source}: its tokenizer cannot be loaded: {why}") from err
 
 
 def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config: TransformersConfig) -> ModelBundle:
@@ -53,17 +57,26 @@ def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config:
         return ModelBundle(model.eval(), processor, source, architecture)
     if Path(source).is_dir():
         check_weights(Path(source), config.allow_pickle)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of the weights, of many lines: what matters of it is said below
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source, config=model_config, dtype=dtype, use_safetensors=None if config.allow_pickle else True,
             weights_only=True, output_loading_info=True, trust_remote_code=config.trust_remote_code,
-            **attention, **where, **options,
+            ignore_mismatched_sizes=True, **attention, **where, **options,
         )  # fmt: skip
     except Exception as err:
         raise RequestError(f"model {source} cannot be loaded: {_first_line(err)}") from err
+    finally:
+        logging.set_verbosity(verbosity)
+    for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise RequestError(f"model {source}: {name} has shape {tuple(found)}, and config.json asks for {tuple(wanted)}")
     missing = sorted(info["missing_keys"])
     if missing:
         raise RequestError(f"model {source} lacks {len(missing)} weights, {missing[0]} first: is the folder complete?")
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        warnings.warn(f"model {source}: {len(unused)} of its weights have no place in the model, {unused[0]} first")
     return ModelBundle(model.to(device).eval(), processor, source, architecture)
 
 
