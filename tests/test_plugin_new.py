@@ -25,7 +25,7 @@ FAULTS = [
     ("model", "model", "model.to(device).eval()", "model.to(device).train()", "test_loads_in_eval_mode"),
     ("template", "template", " if answer and ", " if ", "test_trains_exactly_the_answer"),
     ("template", "template", "int(mask.sum())", "ids.numel()", "test_collates_and_packs"),
-    ("tuner", "tuner", "if parameter.requires_grad}", 'if "input" in name}', "test_gradient_reaches_all_that_is_trained"),
+    ("tuner", "tuner", "if value.requires_grad}", 'if "input" in name}', "test_gradient_reaches_all_that_is_trained"),
     ("tuner", "tuner", "        self._put(values)\n", "        del values\n", "test_saves_and_loads"),
     ("tuner", "tuner", "        self._put(self.start)\n", "", "test_disabled_is_the_base"),
     ("tuner", "tuner", "return self.bundle", "return self._put(self.start) or self.bundle", "test_merged_equals_unmerged"),
@@ -98,7 +98,7 @@ def test_ruff_is_content_with_every_kind_under_any_name(tmp_path: Path) -> None:
 def test_the_tuner_is_short() -> None:
     lines = render("x", "tuner")["src/swift_plugin_x/tuner.py"].partition("class PatternTuned")[2].splitlines()
     code = [line for line in lines[1:] if line.strip() and not line.strip().startswith(('"""', "#"))]
-    assert len(code) < 50
+    assert len(code) < 40
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The one event stream of a run: the progress bar, `log.jsonl` and callbacks all read it.
 
-Kinds that the kernel and its plugins emit: run, data, step, eval, checkpoint, note, warning, progress, done.
+Kinds: run, step, eval, checkpoint, note, warning, progress, summary, done. A `step` holds at least step, steps, loss,
+learning_rate, tokens_per_second, seconds_left and peak_bytes; an `eval` step and loss.
 """
 
 from __future__ import annotations

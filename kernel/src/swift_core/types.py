@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from swift_core.plan import Plan
 
 Row = dict[str, Any]
-"""A standard row: `{"messages": [...], "tools"?: [...], ...}`, OpenAI's chat form."""
+"""A standard row: `{"messages": [...], "tools"?: [...], ...}`, OpenAI's chat form. `rejected` is a whole conversation too: it
+begins as `messages` does and ends with the other answer."""
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -304,7 +305,8 @@ class Run:
 
 @dataclass(slots=True)
 class TrainResult:
-    """How a run ended. `metrics` goes into summary.json."""
+    """How a run ended. `metrics` goes into summary.json; it holds at least steps, seconds, train_loss, eval_loss (or None),
+    trained_tokens, tokens_per_second and peak_bytes."""
 
     metrics: dict[str, Any]
     last: Path | None

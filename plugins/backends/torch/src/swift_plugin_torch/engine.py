@@ -31,6 +31,7 @@ class TransformersEngine:
         self.bundle, self.template, self.config = bundle, bundle.template, config
         self.model = bundle.model.eval()
         self.adapters: set[str] = set()
+        self.only: str | None = None  # an adapter beside which there is no base
         # A model that comes tuned is served as it comes: its own adapter stays on where a request names none.
         self.own = str(self.model.active_adapter) if hasattr(self.model, "peft_config") else None
         self.version = 0
@@ -156,19 +157,22 @@ class TransformersEngine:
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a peft adapter's folder. Raises RequestError when it does not fit."""
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
         if name == self.own:
             raise RequestError(f"adapter {name!r} is the model's own; give {folder} another name")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "Found missing adapter keys")  # a part left as it was begun: no adapter at all
+                start = getattr(PeftConfig.from_pretrained(str(folder)), "init_lora_weights", None)
                 if isinstance(self.model, PeftModel):
                     self.model.load_adapter(str(folder), adapter_name=name)
                 else:
                     self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
         except Exception as err:
             raise RequestError(f"adapter {folder} cannot be loaded: {' '.join(str(err).split())}") from err
+        if str(start).startswith(("pissa", "olora", "corda")):  # a part of the base's weights went into the adapter
+            self.only = name
         self.adapters.add(name)
 
     def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
@@ -222,6 +226,8 @@ class TransformersEngine:
 
     @contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:
+        if self.only and name != self.only:
+            raise RequestError(f"adapter {self.only!r} holds a part of the base's weights; nothing is served beside it")
         if not self.adapters:
             yield
         elif name is None and self.own is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,3 +35,10 @@ class LoraConfig:
             raise ValueError(f"plus_ratio must be above 0, not {self.plus_ratio}")
         if not self.targets:
             raise ValueError("targets is empty: nothing would be trained")
+        for pattern in (entry[3:] for entry in self.targets if entry.startswith("re:")):
+            if len(self.targets) > 1:
+                raise ValueError("targets: a regex stands alone; join several with |")
+            try:
+                re.compile(pattern)
+            except re.error as err:
+                raise ValueError(f"targets: {pattern!r} is not a regular expression: {err}") from None

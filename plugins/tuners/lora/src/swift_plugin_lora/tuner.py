@@ -10,7 +10,7 @@ from typing import Any
 
 import peft
 import torch
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
@@ -23,13 +23,13 @@ class LoraTuned:
 
     def __init__(self, bundle: ModelBundle, config: LoraConfig) -> None:
         self.bundle, self.config = bundle, config
-        targets: Any = config.targets
-        if config.targets == ["all-linear"]:
-            targets = all_linear(bundle.model)
-        elif len(config.targets) == 1 and config.targets[0].startswith("re:"):
-            targets = config.targets[0][3:]
+        if bundle.quantization and config.init not in ("default", "gaussian"):
+            raise RequestError(
+                f"tuner.lora: init: {config.init} is made from the weights, which {bundle.quantization} has quantized; "
+                "use default or gaussian"
+            )
         options = peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets,
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle.model, config),
             exclude_modules=config.exclude or None, use_rslora=config.rslora, use_dora=config.dora,
             init_lora_weights=True if config.init == "default" else config.init,
             modules_to_save=config.save_modules or None, task_type="CAUSAL_LM",
@@ -40,9 +40,14 @@ class LoraTuned:
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, of no use to a user
             try:
                 self.model = peft.get_peft_model(bundle.model, options)
-            except ValueError as err:
+            except (ValueError, TypeError) as err:
                 raise RequestError(f"tuner.lora: {_explain(err, bundle, config)}") from err
         self.model.peft_config["default"].base_model_name_or_path = bundle.source
+        # These hold a part of the base's weights in the adapter, so that the base is what the adapter began with.
+        moved = config.init in ("pissa", "olora")
+        if moved and _shared(bundle.model):
+            raise RequestError(f"tuner.lora: init: {config.init} cannot take the output head, which is the embedding as well")
+        self._start = {name: p.detach().clone() for name, p in self.trainable().items()} if moved else {}
 
     def trainable(self) -> dict[str, Any]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -65,8 +70,19 @@ class LoraTuned:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        with self.model.disable_adapter():
+        if not self._start:
+            with self.model.disable_adapter():
+                yield
+            return
+        parameters = dict(self.model.named_parameters())
+        trained = {name: parameters[name].data for name in self._start}
+        for name, start in self._start.items():
+            parameters[name].data = start.to(parameters[name])
+        try:
             yield
+        finally:
+            for name, values in trained.items():
+                parameters[name].data = values
 
     def save(self, folder: Path) -> None:
         """`adapter_model.safetensors` and `adapter_config.json`, as peft reads them."""
@@ -82,22 +98,36 @@ class LoraTuned:
             state = load_file(file)
         except Exception as err:
             raise RequestError(f"{file} cannot be read: {' '.join(str(err).split())}") from err
-        try:
-            result = set_peft_model_state_dict(self.model, state)
-        except RuntimeError as err:
-            raise RequestError(f"{file} does not fit tuner.lora's options: {str(err).splitlines()[-1].strip()}") from err
-        absent = [name for name in result.missing_keys if "lora_" in name]
-        if result.unexpected_keys or absent:
-            name = (list(result.unexpected_keys) + absent)[0]
+        own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        for name in sorted(own.keys() ^ state.keys())[:1]:
             raise RequestError(f"{file} does not fit tuner.lora's options: {name} is in one of the two only")
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                shapes = f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+                raise RequestError(f"{file} does not fit tuner.lora's options: {shapes}")
+        set_peft_model_state_dict(self.model, state)
 
     def merge(self) -> ModelBundle:
         """Add each update to its weight."""
+        _untie(self.bundle.model)
         model = self.model.merge_and_unload()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         bundle = self.bundle
         return ModelBundle(model, bundle.processor, bundle.source, bundle.architecture, bundle.template, bundle.quantization)
+
+
+def choose(model: torch.nn.Module, config: LoraConfig) -> list[str] | str:
+    """peft's `target_modules`: names, or a regex. Raises RequestError for a name that matches no layer of the model."""
+    names = [name for name, _ in model.named_modules()]
+    for option in ("targets", "exclude", "save_modules"):
+        given = [entry for entry in getattr(config, option) if entry != "all-linear" and not entry.startswith("re:")]
+        wrong = [entry for entry in given if not any(name == entry or name.endswith(f".{entry}") for name in names)]
+        if wrong:
+            raise RequestError(f"tuner.lora: {option} {wrong} match no layer of the model. {_linear_layers(model)}")
+    if config.targets[0].startswith("re:"):
+        return config.targets[0][3:]
+    return [name for entry in config.targets for name in (all_linear(model) if entry == "all-linear" else [entry])]
 
 
 def all_linear(model: torch.nn.Module) -> list[str]:
@@ -116,7 +146,35 @@ def all_linear(model: torch.nn.Module) -> list[str]:
 
 def _explain(err: ValueError, bundle: ModelBundle, config: LoraConfig) -> str:
     """peft's complaint in one line, with the layer endings that could be named."""
-    linear = {name.rsplit(".", 1)[-1] for name, module in bundle.model.named_modules() if hasattr(module, "in_features")}
     if "not found" in str(err) or "No modules" in str(err):
-        return f"targets {config.targets} match no layer of the model. Its linear layers: {', '.join(sorted(linear))}"
+        return f"targets {config.targets} match no layer of the model. {_linear_layers(bundle.model)}"
     return " ".join(str(err).split())
+
+
+def _linear_layers(model: torch.nn.Module) -> str:
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    return f"Its linear layers: {', '.join(sorted(linear))}"
+
+
+def _untie(model: torch.nn.Module) -> None:
+    """Give the output head a weight of its own where it shares one with the embedding and only one of them was tuned."""
+    ends = _ends(model)
+    if all(plain is tuned for plain, tuned in ends):
+        return
+    if _shared(model):
+        ends[0][0].weight = torch.nn.Parameter(ends[0][0].weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False  # else saving or loading would tie them again
+
+
+def _shared(model: torch.nn.Module) -> bool:
+    """Whether the output head is tuned, and its weight is the embedding's too."""
+    ends = _ends(model)
+    return any(plain is not tuned for plain, tuned in ends) and ends[0][0].weight is ends[1][0].weight
+
+
+def _ends(model: torch.nn.Module) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+    """Output head and input embedding, each as it was and as it is tuned; empty for a model without one of them."""
+    found = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("output", "input")]
+    if None in found:
+        return []
+    return [(getattr(end, "original_module", getattr(end, "base_layer", end)), end) for end in found]
