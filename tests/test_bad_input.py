@@ -115,8 +115,9 @@ DATASETS = {
     "json": ("cut.jsonl", f"cut.jsonl:2: not valid JSON: Expecting ',' delimiter: line 1 column 17 (char 16){SKIP}"),
     "untrained": ("untrained.jsonl", "untrained.jsonl:2: the row has no trainable token: no assistant message with content, or "
                   f"train: false on all{SKIP}"),
-    "role": ("role.jsonl", "role.jsonl:1: messages[0]: unknown role 'robot'; known: system, developer, user, human, assistant, gpt, "
-             "bot, tool, function, tool_response, function_response, observation, observations, function_call, tool_call" + SKIP),
+    "role": ("role.jsonl", "role.jsonl:1: messages[0]: unknown role 'robot'; known: system, developer, user, human, assistant, "
+             "gpt, bot, tool, function, tool_response, function_response, observation, observations, function_call, "
+             f"tool_call{SKIP}"),
 }  # fmt: skip
 
 
@@ -313,8 +314,9 @@ def test_resume_with_other_settings(command: list[object], name: str) -> None:
     changed, message = CHANGES[name]
     done = swift("train", "out/config.yaml", "trainer.resume=true", *changed)
     last = Path("out/checkpoints/step-4")
-    start, end = f"trainer.resume: {last} was made with other settings: ", (
-        f". Set them back, or begin a new run from its weights: --from {last} --output NEW"
+    start, end = (
+        f"trainer.resume: {last} was made with other settings: ",
+        (f". Set them back, or begin a new run from its weights: --from {last} --output NEW"),
     )
     assert done.code == 2
     assert done.error.startswith(start)

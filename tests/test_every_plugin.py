@@ -119,7 +119,10 @@ def test_the_kernel_knows_every_id() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "commands"])
 def test_lists_show_what_the_manifests_offer(kind: str) -> None:
     expected = sorted(
-        (entry.id, str(project(folder)["name"])) for folder in FOLDERS for entry in manifest(folder).entries if entry.kind == kind
+        (entry.id, str(project(folder)["name"]))
+        for folder in FOLDERS
+        for entry in manifest(folder).entries
+        if entry.kind == kind
     )
     shown = swift(kind, "list", "--json").ok().json()
     assert [(row["id"], row["plugin"]) for row in shown if row["plugin"] in {name for _, name in expected}] == expected

@@ -82,6 +82,7 @@ def test_ctrl_c_and_resume(command: list[object], two: Path, forks: Forks, tmp_p
     assert (checkpoint(output) / "random-1.safetensors").read_bytes() == (checkpoint(two) / "random-1.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_the_command(command: list[object], two: Path, forks: Forks, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run = forks.start(*command, *TWO, "--output", output, "trainer.save_every=1", "trainer.epochs=1000", "trainer.max_steps=40")
@@ -102,6 +103,7 @@ def test_an_error_of_a_rank_is_one_line(command: list[object], forks: Forks, tmp
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies(command: list[object], forks: Forks, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run = forks.start(*command, *TWO, "--output", output, "trainer.save_every=1", "trainer.epochs=1000")

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import THREADS, Forks, Result, checkpoint, events, state, summary, swift, weights
+from support import THREADS, Forks, Result, checkpoint, events, state, summary, swift
 
 SETTINGS = [
     THREADS, "tuner.rank=2", "tuner.dropout=0.2", "trainer.epochs=4", "trainer.batch_size=2", "trainer.accumulate=2",

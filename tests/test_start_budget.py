@@ -70,7 +70,7 @@ def test_imports_little_and_starts_fast(command: str, bare: set[str]) -> None:
 
 def test_the_plugins_are_there_to_be_imported() -> None:
     """The budget means something only while heavy plugins are installed."""
-    done = subprocess.run([sys.executable, "-m", "swift_core.cli.main", "plugins", "list", "--json"], capture_output=True, text=True,
-                          check=True, env=_env())  # fmt: skip
+    command = [sys.executable, "-m", "swift_core.cli.main", "plugins", "list", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_env())
     names = {row["name"] for row in json.loads(done.stdout) if row["status"] == "READY"}
     assert {"swift-plugin-transformers", "swift-plugin-lora", "swift-plugin-torch", "swift-plugin-huggingface"} <= names

@@ -212,7 +212,7 @@ def type_name(hint: Any) -> str:
 
 
 def coerce(value: Any, hint: Any, address: str) -> Any:
-    """`value` as the type `hint`, or RequestError. Command-line text is read as that type."""
+    """`value` as the type `hint`, or RequestError. Text is read as that type: the command line and config.yaml hold "3"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for arg in sorted(args, key=lambda arg: arg is str):  # text last: it takes anything
@@ -229,17 +229,17 @@ def coerce(value: Any, hint: Any, address: str) -> Any:
             if value == arg or str(value) == str(arg):
                 return arg
     elif origin is list:
-        items = _yaml(value) if isinstance(value, CliText) else value
+        items = _yaml(value) if isinstance(value, str) else value
         if isinstance(items, (str, int, float)):
             items = [CliText(part.strip()) for part in str(value).split(",")]
         if isinstance(items, list):
             return [coerce(item, args[0], f"{address}.{n}") for n, item in enumerate(items)]
     elif origin is dict or hint is dict:
-        items = _yaml(value) if isinstance(value, CliText) else value
+        items = _yaml(value) if isinstance(value, str) else value
         if isinstance(items, dict):
             return {key: coerce(item, args[1] if args else Any, f"{address}.{key}") for key, item in items.items()}
     else:
-        plain = _yaml(value) if isinstance(value, CliText) else value
+        plain = _yaml(value) if isinstance(value, str) else value
         if hint is type(None) and plain is None:
             return None
         if hint is bool and isinstance(plain, bool):

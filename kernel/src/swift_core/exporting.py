@@ -114,5 +114,6 @@ def _foreign_tuner(ref: ModelRef) -> Component:
     options = {
         "rank": saved["r"], "alpha": float(saved["lora_alpha"]), "rslora": saved.get("use_rslora", False),
         "dora": saved.get("use_dora", False), "targets": targets if isinstance(targets, list) else [f"re:{targets}"],
+        "init": start if (start := saved.get("init_lora_weights")) in ("pissa", "olora") else "default",
     }  # fmt: skip
     return Component("lora", options=options)

@@ -49,7 +49,7 @@ def inspect(arguments: tuple[str, ...], template: str | None, limit: int | None,
                 shown = {
                     "row": number, "turns": sample.turns, "text": sample.text, "trained": sample.spans,
                     "appended": sample.appended, "kwargs": sample.kwargs, "tokens": len(sample.input_ids),
-                    "trained_tokens": sample.trained_tokens, "notes": sample.notes, "where": sample.where,
+                    "trained_tokens": sample.trained_tokens,
                 }  # fmt: skip
                 if as_json:
                     click.echo(json.dumps(shown, ensure_ascii=False, separators=(",", ":")))

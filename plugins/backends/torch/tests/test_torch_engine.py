@@ -255,19 +255,22 @@ def counted(tiny_bundle: ModelBundle) -> Iterator[tuple[TransformersEngine, list
     """An engine, and a list that grows with each forward pass of its model. No thread may outlive the test."""
     calls: list[int] = []
     tiny_bundle.model.register_forward_hook(lambda *_: calls.append(1))
-    before = threading.active_count()
     yield engine(tiny_bundle), calls
-    assert threading.active_count() == before
+    assert workers() == []
+
+
+def workers() -> list[threading.Thread]:
+    """The engine's threads: each runs a function `work`."""
+    return [thread for thread in threading.enumerate() if "(work)" in thread.name]
 
 
 def test_closing_a_stream_stops_its_thread(counted: tuple[TransformersEngine, list[int]]) -> None:
     made, calls = counted
-    before = threading.active_count()
     stream: Any = made.generate([Request(token_ids=[5, 6], max_tokens=900)], stream=True)
     next(stream)
-    assert threading.active_count() == before + 1
+    assert len(workers()) == 1
     stream.close()
-    assert threading.active_count() == before
+    assert workers() == []
     stopped_at = len(calls)
     assert stopped_at < 400
     assert len(run(made, [Request(token_ids=[5, 6], max_tokens=2)])[0].token_ids) == 2  # the engine goes on
@@ -336,6 +339,27 @@ def test_a_tuned_model_is_served_as_it_comes(tiny_bundle: ModelBundle, tmp_path:
     assert made.logprobs(PROMPTS) == before
     with pytest.raises(RequestError, match=r"^adapter 'default' is the model's own; give .*other another name$"):
         made.load_adapter("default", tmp_path / "other")
+
+
+def test_beside_an_adapter_that_holds_a_part_of_the_base_there_is_no_base(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    """PiSSA takes its first values out of the base's weights, which are then no longer the base's."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(copy.deepcopy(tiny_bundle.model), config)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data *= 1.5
+    tuned.save_pretrained(tmp_path)
+    expected = engine(replace(tiny_bundle, model=tuned)).logprobs(PROMPTS)
+    made = engine(tiny_bundle)
+    assert made.logprobs(PROMPTS) != expected
+    made.load_adapter("pissa", tmp_path)
+    assert made.logprobs(PROMPTS, adapter="pissa") == expected
+    message = r"^adapter 'pissa' holds a part of the base's weights; nothing is served beside it$"
+    with pytest.raises(RequestError, match=message):
+        made.logprobs(PROMPTS)
+    for stream in (False, True):
+        with pytest.raises(RequestError, match=message):
+            list(made.generate([Request(token_ids=[5])], stream=stream))
 
 
 def test_adapters_that_do_not_fit(tiny_bundle: ModelBundle, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from swift_core.types import Job
 
 from swift_plugin_torch.config import TorchConfig
 
-
 KILLED = 128
 """An exit code above this is that of a killed rank: 128 and the signal's number, as in a shell."""
 
