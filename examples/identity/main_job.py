@@ -42,9 +42,7 @@ def main(overrides: list[str]) -> None:
     for question, old, new in zip(QUESTIONS, before, after, strict=True):
         print(f"\n{question}\n  before: {old}\n  after:  {new}")
     change = perplexity_after / perplexity_before - 1
-    print(
-        f"\nperplexity of held-out ordinary answers: {perplexity_before:.3f} before, {perplexity_after:.3f} after ({change:+.1%})"
-    )
+    print(f"\nperplexity of held-out ordinary answers: {perplexity_before:.3f}, then {perplexity_after:.3f} ({change:+.1%})")
     print(f"largest log-probability gap between adapter and merged model: {merged['gap']:.2e}")
     print(f"merged model: {merged['output']}\nall figures:  {output / 'summary.json'}")
 

@@ -112,8 +112,7 @@ class Activator:
     def _culprit(self, err: BaseException, owner: Plugin) -> str:
         """The activated plugin whose code raised: a wrapper of another plugin may be to blame."""
         packages = {
-            str(getattr(module, "__name__", "")).partition(".")[0]: name
-            for name, module in self.manager.list_name_plugin()
+            str(getattr(module, "__name__", "")).partition(".")[0]: name for name, module in self.manager.list_name_plugin()
         }
         blamed, trace = owner.name, err.__traceback__
         while trace is not None:

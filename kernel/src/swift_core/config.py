@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -78,7 +80,7 @@ class RunConfig:
     holdout: float = option(0.0, "rows kept back for evaluation: a share below 1, or a count")
     bad_rows: Literal["stop", "skip"] = option("stop", "what an unusable row does: stop the run, or be skipped and counted")
     warm_start: str | None = option(None, "a checkpoint or run whose weights to begin with (written `from` in YAML)")
-    freeze: list[str] = option([], "parts of the model that stay as they are: prefix or regex of parameter names")
+    freeze: list[str] = option([], "parameters that stay as they are: how their names begin, or re:PATTERN")
     strict: bool = option(False, "a failing callback ends the run")
     trust_remote_code: bool = option(False, "let a checkpoint's own Python code run")
     allow_pickle: bool = option(False, "allow .bin weights, read with weights_only=True")
@@ -111,7 +113,8 @@ def load_config(files: list[Path], overrides: list[str], flags: dict[str, Any] |
     """
     tree: dict[str, Any] = {}
     for file in files:
-        read = _read_yaml(file).items()  # a bare string is its component's name
+        read = ((str(key), value) for key, value in _read_yaml(file).items() if value is not None)
+        # A bare string is its component's name.
         _merge(tree, {key: {"name": value} if key in SINGLE and isinstance(value, str) else value for key, value in read})
     for key, value in (flags or {}).items():
         if value is None or value == () or value == []:
@@ -247,10 +250,9 @@ def coerce(value: Any, hint: Any, address: str) -> Any:
         if hint is int and (type(plain) is int or (type(plain) is float and plain.is_integer())):
             return int(plain)
         if hint is float and not isinstance(plain, bool):
-            try:  # YAML 1.1 reads 1e-4 as text
-                return float(plain)
-            except (TypeError, ValueError):
-                pass
+            with suppress(TypeError, ValueError):  # YAML 1.1 reads 1e-4 as text
+                if isfinite(number := float(plain)):
+                    return number
     raise RequestError(f"{address}: expected {type_name(hint)}, not {_kind(value)}")
 
 

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,14 +56,21 @@ def split_sample(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (name, None)
 
 
-def draw(records: list[Record], sample: int | None, weight: float, seed: int) -> list[Record]:
-    """`sample` random records in their order, then each `weight` times; a fraction of a weight takes that share."""
-    generator = random.Random(seed)
-    if sample is not None and sample < len(records):
-        records = [records[n] for n in sorted(generator.sample(range(len(records)), sample))]
-    whole, part = int(weight), weight - int(weight)
-    extra = sorted(generator.sample(range(len(records)), round(part * len(records))))
-    return records * whole + [records[n] for n in extra]
+def draw(records: list[Record], sample: int | None, seed: int) -> list[Record]:
+    """`sample` random records, in their order; all where there are no more."""
+    if sample is None or sample >= len(records):
+        return records
+    return [records[n] for n in sorted(random.Random(seed).sample(range(len(records)), sample))]
+
+
+def repeat(records: list[Record], seed: int) -> list[Record]:
+    """Each record `weight` times, source by source; of a fraction of a weight that share of the source, at random."""
+    found: list[Record] = []
+    for weight, source in groupby(records, key=lambda record: record.weight):
+        rows, generator = list(source), random.Random(seed)
+        extra = sorted(generator.sample(range(len(rows)), round((weight - int(weight)) * len(rows))))
+        found += rows * int(weight) + [rows[n] for n in extra]
+    return found
 
 
 def hold_out(records: list[Record], holdout: float, seed: int) -> tuple[list[Record], list[Record]]:

@@ -1,6 +1,6 @@
 """The one event stream of a run: the progress bar, `log.jsonl` and callbacks all read it.
 
-Kinds: run, step, eval, checkpoint, note, warning, progress, summary, done. A `step` holds at least step, steps, loss,
+Kinds: run, step, eval, checkpoint, note, warning, progress, summary, done, closed. A `step` holds at least step, steps, loss,
 learning_rate, tokens_per_second, seconds_left and peak_bytes; an `eval` step and loss.
 """
 
@@ -76,8 +76,10 @@ class EventSink:
     def task(self, name: str) -> Iterator[None]:
         """Something long that cannot be counted: a bar without an end while it lasts."""
         self.emit("progress", task=name, done=0, total=None)
-        yield
-        self.emit("progress", task=name, done=1, total=1, finished=True)
+        try:
+            yield
+        finally:
+            self.emit("progress", task=name, done=1, total=1, finished=True)
 
     def track(self, items: Iterable[T], task: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, emitting `progress` events at most ten times a second."""

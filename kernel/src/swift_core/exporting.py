@@ -12,7 +12,8 @@ from swift_core.config import Component, RunConfig
 from swift_core.errors import RequestError
 from swift_core.events import EventSink
 from swift_core.inference import largest_gap, probe_sequences
-from swift_core.models import ModelRef, resolve_model
+from swift_core.models import resolve_model
+from swift_core.rundir import put_in_place
 from swift_core.session import Session
 
 
@@ -28,14 +29,11 @@ def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) 
         if session.quantizer(ref) is not None:
             raise RequestError(f"model {ref.name} was trained on quantized weights: serve it as it is, base and adapter apart")
         tuned = session.checkpoint(ref)
-        if isinstance(tuned, types.ModelBundle):  # an adapter of another tool: no plan says how it was tuned
-            tuned = session.tuned(tuned, _foreign_tuner(ref))
-            tuned.load(ref.adapter)
-        template = session.template(ref, session.processor(ref))
-        chosen = session.choose("engines", config.engine)
-        sequences = probe_sequences(template, [])
-        bundle = types.ModelBundle(tuned.model, session.processor(ref), ref.source, ref.architecture, template)
-        engine = session.open_engine(chosen, bundle)
+        assert tuned is not None
+        bundle = session.tuned_bundle(tuned, ref)
+        assert bundle.template is not None
+        sequences = probe_sequences(bundle.template)
+        engine = session.open_engine(session.choose("engines", config.engine), bundle)
         before = engine.logprobs(sequences)
         merged = tuned.merge()
         written = write_folder(output, overwrite, lambda folder: _save_plain(merged, folder))
@@ -55,7 +53,7 @@ def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink
             raise RequestError(f"model {ref.name} has an adapter: merge it first with swift-core export")
         if ref.quantization:
             raise RequestError(f"model {ref.name} is quantized by {ref.quantization} already")
-        sequences = probe_sequences(session.template(ref, session.processor(ref)), [])
+        sequences = probe_sequences(session.template(ref, session.processor(ref)))
         engine = session.engine(ref)
         before = engine.logprobs(sequences)
         engine.close()  # three copies of a model at once would be one too many
@@ -84,8 +82,7 @@ def write_folder(output: Path, overwrite: bool, write: Callable[[Path], None]) -
     pending.mkdir(parents=True)
     try:
         write(pending)
-        shutil.rmtree(output, ignore_errors=True)
-        pending.rename(output)
+        put_in_place(pending, output)
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
@@ -100,20 +97,3 @@ def _gap_to(folder: Path, config: RunConfig, session: Session, sequences: list[l
 def _save_plain(bundle: types.ModelBundle, folder: Path) -> None:
     bundle.model.save_pretrained(folder)
     bundle.processor.save_pretrained(folder)
-
-
-def _foreign_tuner(ref: ModelRef) -> Component:
-    """LoRA's options as a peft adapter's own config gives them."""
-    import json
-
-    assert ref.adapter is not None
-    saved = json.loads((ref.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if saved.get("peft_type") != "LORA":
-        raise RequestError(f"adapter {ref.adapter} is of type {saved.get('peft_type')}: only LoRA of other tools can be merged")
-    targets = saved["target_modules"]
-    options = {
-        "rank": saved["r"], "alpha": float(saved["lora_alpha"]), "rslora": saved.get("use_rslora", False),
-        "dora": saved.get("use_dora", False), "targets": targets if isinstance(targets, list) else [f"re:{targets}"],
-        "init": start if (start := saved.get("init_lora_weights")) in ("pissa", "olora") else "default",
-    }  # fmt: skip
-    return Component("lora", options=options)

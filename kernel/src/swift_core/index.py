@@ -107,9 +107,7 @@ def _manifest_entry_points(info: str) -> list[tuple[str, str]]:
     return [(module, file or "swift_plugin.toml") for module, _, file in (value.partition(":") for value in values)]
 
 
-def _read_plugin(
-    name: str, version: str, module: str, manifest_file: str, blocked: set[str], path: list[str] | None
-) -> Plugin:
+def _read_plugin(name: str, version: str, module: str, manifest_file: str, blocked: set[str], path: list[str] | None) -> Plugin:
     plugin = Plugin(name, version, package=module)
     if name in blocked or plugin_name(name) in blocked:
         plugin.status, plugin.reason = DISABLED, "switched off by SWIFT_DISABLE_PLUGINS"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_core import types
-from swift_core.data import encode_record
-from swift_core.errors import RequestError, RowError, RunError
+from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
 from swift_core.types import Engine, Record, Request
 
@@ -115,15 +114,9 @@ def _fingerprint(job: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def probe_sequences(template: types.Template, records: list[Record], limit: int = 16) -> list[list[int]]:
-    """Token ids to compare models on: rows of the run's data, else a few built-in questions."""
-    found: list[list[int]] = []
-    for record in records[:limit]:
-        try:
-            found += [sample.input_ids[:512] for sample in encode_record(record, template, 0)]
-        except RowError:
-            continue
-    return found or [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
+def probe_sequences(template: types.Template) -> list[list[int]]:
+    """Token ids to compare models on: a few questions, rendered for the model."""
+    return [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
 
 
 def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:

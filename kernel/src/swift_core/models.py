@@ -13,9 +13,9 @@ from typing import Any
 
 from swift_core.activate import load_object
 from swift_core.config import Component
-from swift_core.errors import RequestError, did_you_mean
+from swift_core.errors import PluginError, PluginLoadError, RequestError, SwiftError, did_you_mean
 from swift_core.plan import Plan
-from swift_core.registry import Contribution, Registry, model_architecture
+from swift_core.registry import Contribution, Registry, check_requires, model_architecture
 from swift_core.rundir import Checkpoints
 
 
@@ -30,7 +30,8 @@ class ModelRef:
     architecture: str | None = None
     quantization: str | None = None  # quant_method of the folder's config.json
     adapter: Path | None = None  # a folder to load on top
-    plan: Plan | None = None  # the adapter's, when swift-core wrote it
+    adapter_type: str | None = None  # of an adapter that another tool wrote: "lora"
+    plan: Plan | None = None  # the checkpoint's, when swift-core wrote it
     options: dict[str, Any] = field(default_factory=dict)  # of the model component
 
     @property
@@ -68,7 +69,7 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
         source = entry.entry.options.get("source")
         if not source:
             raise RequestError(f"model {name!r} is a family, not a checkpoint: give a folder or a hub id")
-        folder = Path(load_object(source, entry)())
+        folder = _made_folder(entry, source)
         return replace(_plain_folder(registry, folder, component), name=name, family=entry)
     if path.is_dir():
         return _folder(registry, path, component)
@@ -96,26 +97,41 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
     )
 
 
+def _made_folder(entry: Contribution, source: str) -> Path:
+    """Call a manifest's `source`: the local folder of a checkpoint that a plugin brings."""
+    lack = check_requires(entry)
+    if lack:
+        raise PluginLoadError(f"model {entry.id!r} comes from {entry.plugin.name} {entry.plugin.version}: {lack}")
+    make = load_object(source, entry)
+    try:
+        return Path(make())
+    except SwiftError:
+        raise
+    except Exception as err:
+        raise PluginError(entry.plugin.name, source, f"{type(err).__name__}: {' '.join(str(err).split())}") from err
+
+
 def _folder(registry: Registry, path: Path, component: Component) -> ModelRef:
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         last = Checkpoints(path).last()
         if last is None:
             raise RequestError(f"run {path} has no finished checkpoint yet")
         path = last
+    plan = Plan.load(path) if (path / "plan.json").is_file() else None
     if (path / "config.json").is_file():
-        return _plain_folder(registry, path, component)
-    if (path / "plan.json").is_file():
-        plan = Plan.load(path)
+        return replace(_plain_folder(registry, path, component), plan=plan)
+    if plan:
         model = plan.components["model"]
         base = resolve_model(registry, Component(model["name"], model.get("provider"), model["options"] | component.options))
         return replace(base, name=str(path), adapter=path, plan=plan)
     if (path / "adapter_config.json").is_file():
         try:
-            base_name = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+            saved = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            base_name, adapter_type = saved["base_model_name_or_path"], str(saved["peft_type"]).lower()
         except (ValueError, KeyError) as err:
             raise RequestError(f"{path / 'adapter_config.json'} names no base model: {err}") from None
         base = resolve_model(registry, Component(base_name, component.provider, component.options))
-        return replace(base, name=str(path), adapter=path)
+        return replace(base, name=str(path), adapter=path, adapter_type=adapter_type)
     raise RequestError(f"model {path}: the folder holds neither config.json nor an adapter nor a run")
 
 

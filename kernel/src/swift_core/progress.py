@@ -26,7 +26,7 @@ class RichConsole:
         elif event.kind == "progress":
             task = event.data["task"]
             self._show(task, task, event.data["done"], event.data["total"], event.data.get("finished", False))
-        elif event.kind == "done":
+        elif event.kind in ("done", "closed"):
             self._stop()
         else:
             line = self._plain.line(event)

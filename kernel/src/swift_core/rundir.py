@@ -64,6 +64,16 @@ def _remove_own(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def put_in_place(pending: Path, final: Path) -> None:
+    """Give a finished folder its name. One that had it is moved aside first, and removed when the new one is there."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    pending.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 class Checkpoints:
     """`checkpoints/step-N` of a run, with the links `last` and `best`."""
 
@@ -86,6 +96,14 @@ class Checkpoints:
         link = self.folder / "best"
         return link.resolve() if link.exists() else None
 
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run goes on from `step`, and they are another future of it."""
+        for later in [found for found in self.steps() if found > step]:
+            shutil.rmtree(self.path(later))
+        for name in ("last", "best"):
+            if (link := self.folder / name).is_symlink() and not link.exists():
+                link.unlink()
+
     def begin(self, step: int) -> Path:
         """An empty hidden folder to write into. Left-overs of a killed run go."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,9 +123,7 @@ class Checkpoints:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        if final.exists():
-            shutil.rmtree(final)
-        pending.rename(final)
+        put_in_place(pending, final)
         self._link("last", final)
         return final
 

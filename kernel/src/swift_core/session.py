@@ -6,6 +6,7 @@ about any model, tuner or backend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -70,6 +71,24 @@ class FrozenModel:
         return self.bundle
 
 
+class DisabledPolicy(FrozenModel):
+    """The policy with what was tuned switched off: the reference, unless the run names another."""
+
+    def __init__(self, policy: types.TunedModel) -> None:
+        self.policy, self.model = policy, self
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self.policy.disabled():
+            return self.policy.model(**inputs)
+
+    def to(self, device: Any) -> DisabledPolicy:
+        return self
+
+    def eval(self) -> DisabledPolicy:
+        self.policy.model.eval()
+        return self
+
+
 class Session:
     """One process's view of a run. Use as a context manager: leaving it closes the backend, engines and models."""
 
@@ -89,6 +108,7 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._roles.clear()
         self._stack.close()
+        self.events.emit("closed")
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -118,7 +138,7 @@ class Session:
         chosen = self._chosen(ref.loader, ref.options)
         if chosen.options is not None:
             for flag in ("trust_remote_code", "allow_pickle"):  # the run's flags, never a component's option
-                setattr(chosen.options, flag, getattr(self.config, flag))
+                object.__setattr__(chosen.options, flag, getattr(self.config, flag))  # a frozen dataclass too
         return chosen
 
     @cached_property
@@ -146,6 +166,7 @@ class Session:
             kind: {"name": item.id, "plugin": item.contribution.plugin.name, "options": dump_options(item.options)}
             for kind, item in chosen.items()
         }
+        components["template"]["of_trainer"] = chosen["template"].id == self.trainer.contribution.entry.options.get("template")
         named = str(Path(ref.name).resolve()) if Path(ref.name).is_dir() else ref.name
         components["model"] = {"name": named, "plugin": ref.loader.plugin.name, "options": dict(ref.options)}
         components["model"] |= {"architecture": ref.architecture, "source": ref.source}
@@ -184,7 +205,9 @@ class Session:
                 raise RequestError(f"{key} {name!r} is empty: it has no rows")
             if sample is not None and sample > len(records):
                 self.events.warn(f"{key} {name!r} has {len(records)} rows, {sample} were asked for")
-            found += data.draw(records, sample, weight, self.config.seed)
+            for record in (drawn := data.draw(records, sample, self.config.seed)):
+                record.weight = weight
+            found += drawn
         return found
 
     def _no_dataset(self, name: str, err: RequestError) -> RequestError:
@@ -205,37 +228,36 @@ class Session:
         held = self.records(self.config.eval_dataset, "eval_dataset") if self.config.eval_dataset else []
         if not held:
             train, held = data.hold_out(train, self.config.holdout, self.config.seed)
+        train = data.repeat(train, self.config.seed)  # after the hold-out: no row may stand on both sides
         return data.prepare(train, held, template, self.trainer.options, self.config.bad_rows, self.events)
 
     # --- models -------------------------------------------------------------------------------------------------------
 
     def call(self, chosen: Chosen, hook: str, protocol: type | None, **kwargs: Any) -> Any:
+        """A hook for a chosen component: its id goes in as `tuner_id` and so on, its options as `config`."""
+        kwargs = {f"{chosen.contribution.entry.singular}_id": chosen.id, "config": chosen.options} | kwargs
         return self.activator.call(chosen.contribution, hook, protocol, **kwargs)
 
     def processor(self, ref: ModelRef) -> types.Processor:
         if ref.source not in self._processors:
-            chosen = self._loader(ref)
-            self._processors[ref.source] = self.call(
-                chosen, "swift_load_processor", None, model_id=chosen.id, source=ref.source, config=chosen.options
-            )
+            self._processors[ref.source] = self.call(self._loader(ref), "swift_load_processor", None, source=ref.source)
         return self._processors[ref.source]
 
     def template_choice(self, ref: ModelRef, default: str | None = None) -> Chosen:
-        return self.choose("templates", self.config.template, default or ref.template_id)
+        """The template asked for, else the one that the model was trained with, else the trainer's, else the family's."""
+        component, planned = self.config.template, ref.plan.components.get("template") if ref.plan else None
+        if component.name is None and not component.options and planned and not planned["of_trainer"]:
+            component = Component(planned["name"], planned["plugin"], planned["options"])
+        return self.choose("templates", component, default or ref.template_id)
 
     def template(self, ref: ModelRef, processor: types.Processor, default: str | None = None) -> types.Template:
         chosen = self.template_choice(ref, default)
-        made: types.Template = self.call(
-            chosen, "swift_make_template", types.Template, template_id=chosen.id, processor=processor, config=chosen.options
-        )
+        made: types.Template = self.call(chosen, "swift_make_template", types.Template, processor=processor)
         return made
 
     @cached_property
     def backend(self) -> types.Backend:
-        chosen = self.choose("backends", self.config.backend)
-        backend: types.Backend = self.call(
-            chosen, "swift_open_backend", types.Backend, backend_id=chosen.id, config=chosen.options
-        )
+        backend: types.Backend = self.call(self.choose("backends", self.config.backend), "swift_open_backend", types.Backend)
         self._stack.callback(backend.close)
         return backend
 
@@ -244,7 +266,7 @@ class Session:
         component = self.config.quantizer
         planned = ref.plan.components.get("quantizer") if ref.plan else None
         if component.name is None and planned:
-            component = Component(planned["name"], options=planned["options"])
+            component = Component(planned["name"], planned["plugin"], planned["options"])
         if ref.quantization and self.registry.has("quantizers", ref.quantization):
             if component.name not in (None, ref.quantization):
                 raise RequestError(
@@ -254,9 +276,7 @@ class Session:
         if component.name is None:
             return None
         chosen = self.choose("quantizers", component)
-        made: types.Quantizer = self.call(
-            chosen, "swift_make_quantizer", types.Quantizer, quantizer_id=chosen.id, config=chosen.options
-        )
+        made: types.Quantizer = self.call(chosen, "swift_make_quantizer", types.Quantizer)
         return made
 
     def bundle(self, ref: ModelRef, quantizer: types.Quantizer | None = None) -> types.ModelBundle:
@@ -265,8 +285,8 @@ class Session:
         load_kwargs = self.backend.load_kwargs() | (quantizer.load_kwargs(ref.source) if quantizer else {})
         with self.events.task(f"loading {ref.name}"):
             bundle: types.ModelBundle = self.call(
-                chosen, "swift_load_model", types.ModelBundle, model_id=chosen.id, source=ref.source,
-                processor=processor, backend=self.backend, load_kwargs=load_kwargs, config=chosen.options,
+                chosen, "swift_load_model", types.ModelBundle, source=ref.source, processor=processor,
+                backend=self.backend, load_kwargs=load_kwargs,
             )  # fmt: skip
             if quantizer:
                 bundle = quantizer.apply(bundle, ref.source)
@@ -274,19 +294,22 @@ class Session:
         return bundle
 
     def tuned(self, bundle: types.ModelBundle, tuner: Component) -> types.TunedModel:
-        chosen = self.choose("tuners", tuner)
-        made: types.TunedModel = self.call(
-            chosen, "swift_apply_tuner", types.TunedModel, tuner_id=chosen.id, bundle=bundle, config=chosen.options
-        )
+        made: types.TunedModel = self.call(self.choose("tuners", tuner), "swift_apply_tuner", types.TunedModel, bundle=bundle)
         return made
 
-    def checkpoint(self, ref: ModelRef) -> types.TunedModel | types.ModelBundle:
-        """A model with what was trained on top of it: a TunedModel where swift-core wrote the adapter."""
-        bundle = self.bundle(ref)
-        if ref.adapter is None or ref.plan is None:
-            return bundle
-        planned = ref.plan.components["tuner"]
-        tuned = self.tuned(bundle, Component(planned["name"], options=planned["options"]))
+    def checkpoint(self, ref: ModelRef) -> types.TunedModel | None:
+        """The model with what was trained on top of it; None where nothing was: then `bundle` loads it whole.
+
+        An adapter of another tool is taken by the tuner that its type names, with the options of its own config.
+        """
+        if ref.adapter is None:
+            return None
+        if ref.plan:
+            planned = ref.plan.components["tuner"]
+            tuner = Component(planned["name"], planned["plugin"], planned["options"])
+        else:
+            tuner = Component(ref.adapter_type, options={"like": str(ref.adapter)})
+        tuned = self.tuned(self.bundle(ref), tuner)
         tuned.load(ref.adapter)
         return tuned
 
@@ -299,53 +322,53 @@ class Session:
                 self._roles[role] = tuned
             elif role in self.config.models:
                 self._roles[role] = FrozenModel(self.bundle(resolve_model(self.registry, self.config.models[role])))
+            elif role == "reference":
+                self._roles[role] = DisabledPolicy(self.get("policy"))
             else:
                 raise RequestError(f"the run needs a model for the role {role!r}: set models.{role}")
         return self._roles[role]
 
     def _freeze(self, tuned: types.TunedModel) -> None:
-        import re
-
         for part in self.config.freeze:
-            matched = [p for name, p in tuned.trainable().items() if name.startswith(part) or re.search(part, name)]
+            pattern = part[3:] if part.startswith("re:") else f"^{re.escape(part)}"
+            try:
+                matched = [parameter for name, parameter in tuned.trainable().items() if re.search(pattern, name)]
+            except re.error as err:
+                raise RequestError(f"freeze: {part!r} is not a regular expression: {err}") from None
             if not matched:
-                raise RequestError(f"freeze: no trained parameter's name begins with or matches {part!r}")
+                first = next(iter(tuned.trainable()), "none")
+                raise RequestError(f"freeze: no trained parameter's name begins with {part!r}; the first is {first}")
             for parameter in matched:
                 parameter.requires_grad_(False)
 
     def engine(self, ref: ModelRef) -> types.Engine:
-        """An engine on a model, adapters included."""
+        """An engine on a model, what was trained on top of it included."""
         chosen = self.choose("engines", self.config.engine)
-        takes = chosen.contribution.entry.options.get("takes", "bundle")
-        if takes != "bundle":
-            return self.open_engine(chosen, ref.source)
-        loaded = self.checkpoint(ref)
-        if isinstance(loaded, types.ModelBundle):
-            engine = self.open_engine(chosen, loaded)
+        if chosen.contribution.entry.options.get("takes", "bundle") != "bundle":
             if ref.adapter:
-                engine.load_adapter("default", ref.adapter)
-            return engine
+                raise RequestError(f"engine {chosen.id} takes a whole model: merge {ref.name} with swift-core export first")
+            return self.open_engine(chosen, ref.source)
+        tuned = self.checkpoint(ref)
+        return self.open_engine(chosen, self.tuned_bundle(tuned, ref) if tuned else self.bundle(ref))
+
+    def tuned_bundle(self, tuned: types.TunedModel, ref: ModelRef) -> types.ModelBundle:
+        """A tuned model, as it is, in the form that an engine takes."""
         template = self.template(ref, self.processor(ref))
-        bundle = types.ModelBundle(loaded.model, self.processor(ref), ref.source, ref.architecture, template)
-        return self.open_engine(chosen, bundle)
+        return types.ModelBundle(tuned.model, self.processor(ref), ref.source, ref.architecture, template)
 
     def open_engine(self, chosen: Chosen, source: types.ModelBundle | str) -> types.Engine:
-        engine: types.Engine = self.call(
-            chosen, "swift_make_engine", types.Engine, engine_id=chosen.id, source=source, config=chosen.options
-        )
+        engine: types.Engine = self.call(chosen, "swift_make_engine", types.Engine, source=source)
         self._stack.callback(engine.close)
         return engine
 
     def part(self, kind: str, ident: str, run: types.Run | None = None) -> Any:
         """A small part by kind and id, made by its plugin and checked against the kind's Protocol."""
         chosen = self.choose("parts", Component(f"{kind}/{ident}"))
-        protocol = types.PART_PROTOCOLS.get(kind)
-        return self.call(chosen, "swift_make_part", protocol, kind=kind, part_id=ident, run=run, config=chosen.options)
+        return self.call(chosen, "swift_make_part", types.PART_PROTOCOLS.get(kind), kind=kind, part_id=ident, run=run)
 
     def evaluator(self) -> types.Evaluator:
-        chosen = self.choose("evaluators", self.config.evaluator)
         made: types.Evaluator = self.call(
-            chosen, "swift_make_evaluator", types.Evaluator, evaluator_id=chosen.id, config=chosen.options
+            self.choose("evaluators", self.config.evaluator), "swift_make_evaluator", types.Evaluator
         )
         return made
 

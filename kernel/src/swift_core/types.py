@@ -34,6 +34,7 @@ class Record:
     row: Row
     where: str  # "file.jsonl:12", for people
     refused: str | None = None
+    weight: float = 1.0  # how often it stands in an epoch; a fraction of it is a chance
 
 
 @runtime_checkable

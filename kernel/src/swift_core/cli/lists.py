@@ -178,4 +178,4 @@ def plugin_new(name: str, kind: str, output: str | None) -> None:
     written = scaffold.write_plugin(
         name, kind, Path(output) if output else Path(f"swift-plugin-{name.removeprefix('swift-plugin-')}")
     )
-    click.echo(f"wrote {written}\nnext: pip install -e {written} && pytest {written}")
+    click.echo(f"wrote {written}\nnext: pip install -e '{written}[test]' && pytest {written}")

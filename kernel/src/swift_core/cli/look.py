@@ -19,7 +19,7 @@ from swift_core.registry import Registry, plugin_faults
 @click.command()
 @options(ARGUMENTS, MODEL, DATASET, click.option("--template", metavar="T", help="A template's id, or a .jinja file."))
 @options(click.option("--trainer", metavar="R", help="Whose default template to use [sft]."))
-@options(click.option("--limit", type=int, help="Rows shown."), TRUST, JSON)
+@options(click.option("--limit", type=click.IntRange(1), help="Rows shown."), TRUST, JSON)
 def inspect(arguments: tuple[str, ...], template: str | None, limit: int | None, as_json: bool, **flags: Any) -> None:
     """Show what each row becomes: the rendered text, with what is trained in colour."""
     from swift_core.data import encode_record
@@ -35,7 +35,7 @@ def inspect(arguments: tuple[str, ...], template: str | None, limit: int | None,
         raise RequestError("dataset is missing: --dataset FILE")
     with Session(config, EventSink()) as session:
         ref = session.model_ref
-        default = session.trainer.contribution.entry.options.get("template") if flags.get("trainer") else None
+        default = session.trainer.contribution.entry.options.get("template")
         made = session.template(ref, session.processor(ref), default)
         refused, records = 0, session.records(config.dataset)[:limit]
         for number, record in enumerate(records):
@@ -138,7 +138,8 @@ def config_show(arguments: tuple[str, ...], as_json: bool, **flags: Any) -> None
     whole = loaded.dump()
     whole.setdefault("model", {"name": DEFAULT_MODEL})
     session = Session(loaded)
-    for kind in ("tuner", "trainer", "backend", "engine", "evaluator", "quantizer"):
+    loaded.template.name = loaded.template.name or session.trainer.contribution.entry.options.get("template", "checkpoint")
+    for kind in ("template", "tuner", "trainer", "backend", "engine", "evaluator", "quantizer"):
         component = getattr(loaded, kind)
         if component.name:
             whole[kind] = {"name": component.name, **dump_options(session.choose(kind + "s", component).options)}

@@ -21,7 +21,7 @@ from swift_core.config import RunConfig, describe_options
     click.option("--output", metavar="DIR", help="The run's folder [runs/TRAINER-TIME]."),
     click.option("--nproc", type=int, metavar="N", help="Processes on this machine [1]."),
     click.option("--from", "warm_start", metavar="RUN", help="A run or checkpoint whose weights to begin with."),
-    click.option("--freeze", multiple=True, metavar="PART", help="Parameters to leave alone: prefix or regex."),
+    click.option("--freeze", multiple=True, metavar="PART", help="Parameters to leave alone: a name's beginning, or re:PATTERN."),
     click.option("--strict", is_flag=True, default=None, help="A failing callback ends the run."),
     TRUST, OVERWRITE,
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights, with weights_only=True."),
@@ -71,7 +71,8 @@ def _component_help(config: RunConfig) -> None:
     from swift_core.registry import Registry
 
     registry = Registry(build_index())
-    for kind in ("tuner", "trainer", "backend", "quantizer"):
+    config.template.name = config.template.name or "checkpoint"
+    for kind in ("template", "tuner", "trainer", "backend", "quantizer"):
         component = getattr(config, kind)
         if component.name is None:
             continue

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from swift_core.cli.common import ARGUMENTS, DATASET, ENGINE, JSON, MODEL, TRUST, config_of, options, print_json, print_table
+from swift_core.config import Component
 from swift_core.errors import RequestError
 from swift_core.events import EventSink, make_console
-from swift_core.models import ModelRef
-from swift_core.plan import Plan, write_json
+from swift_core.models import ModelRef, resolve_model
+from swift_core.plan import write_json
 from swift_core.session import Session
 from swift_core.types import EvalRun, Request, Row
 
 ADAPTER = click.option("--adapter", metavar="DIR", help="An adapter's folder to load on top of the model.")
+NUCLEUS = click.FloatRange(0, 1, min_open=True)
 SAMPLING = options(
-    click.option("--max-tokens", default=256, show_default=True, help="New tokens of an answer at most."),
-    click.option("--temperature", default=0.0, show_default=True, help="0 always takes the likeliest token."),
-    click.option("--top-p", default=1.0, show_default=True, help="Sample from the likeliest tokens up to this share."),
-    click.option("--top-k", default=0, show_default=True, help="Sample from the K likeliest tokens; 0 is off."),
+    click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="New tokens at most."),
+    click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token."),
+    click.option("--top-p", type=NUCLEUS, default=1.0, show_default=True, help="Sample from the likeliest, up to this share."),
+    click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Sample from the K likeliest; 0: all."),
     click.option("--stop", multiple=True, help="A text that ends an answer."),
 )
 
@@ -38,15 +40,10 @@ def _model(session: Session, adapter: str | None) -> ModelRef:
     ref = session.model_ref
     if adapter is None:
         return ref
-    folder = Path(adapter)
-    if not (folder / "adapter_config.json").is_file() and not (folder / "plan.json").is_file():
+    found = resolve_model(session.registry, Component(adapter))
+    if found.adapter is None:
         raise RequestError(f"adapter {adapter}: no adapter is in this folder")
-    return replace(ref, adapter=folder, plan=Plan.load(folder) if (folder / "plan.json").is_file() else None)
-
-
-def _request(ref: ModelRef, seed: int, sampling: dict[str, Any]) -> Request:
-    foreign = "default" if ref.adapter and ref.plan is None else None
-    return Request(**{**sampling, "stop": list(sampling["stop"])}, seed=seed, adapter=foreign)
+    return replace(ref, adapter=found.adapter, plan=found.plan, adapter_type=found.adapter_type)
 
 
 @click.command()
@@ -59,16 +56,16 @@ def infer(
     """Answer every row of a data set into a jsonl file, in order. The same call again goes on after a kill."""
     from swift_core.inference import answer_file
 
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "stop": stop}
+    request = Request(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=list(stop))
     config = config_of(arguments, **flags)
     if not config.dataset:
         raise RequestError("dataset is missing: --dataset FILE")
     with Session(config, _events()) as session:
         records = session.records(config.dataset)
         ref = _model(session, adapter)
-        job = {"config": config.dump(), "model": ref.describe(), "sampling": sampling, "rows": len(records)}
+        job = {"config": config.dump(), "model": ref.describe(), "request": asdict(request), "rows": [r.row for r in records]}
         engine = session.engine(ref)
-        counts = answer_file(engine, records, _request(ref, config.seed, sampling), Path(output), job, session.events)
+        counts = answer_file(engine, records, replace(request, seed=config.seed), Path(output), job, session.events)
     if as_json:
         print_json({"output": output, **counts})
     else:
@@ -89,12 +86,11 @@ def chat(
     max_tokens: int, temperature: float, top_p: float, top_k: int, stop: tuple[str, ...], **flags: Any,
 ) -> None:  # fmt: skip
     """Talk to a model, answers appearing as they are made."""
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "stop": stop}
+    request = Request(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=list(stop))
     config = config_of(arguments, **flags)
     with Session(config, _events()) as session:
         ref = _model(session, adapter)
         engine = session.engine(ref)
-        request = replace(_request(ref, config.seed, sampling), seed=None)
         messages: list[Row] = [{"role": "system", "content": system}] if system else []
         if sys.stdin.isatty():
             click.echo(CHAT_HELP)

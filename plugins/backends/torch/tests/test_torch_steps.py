@@ -217,7 +217,7 @@ def test_forward_of_a_role(tiny_bundle: ModelBundle) -> None:
 
 
 def test_who_makes_the_optimizer(tiny_bundle: ModelBundle) -> None:
-    """The tuner's own comes first, then the part that the run names, then AdamW."""
+    """The part that the run names comes first, then the tuner's own, then AdamW."""
 
     def part(groups: Any, rate: float, decay: float) -> Any:
         assert (rate, decay) == (1e-2, 0.3)
@@ -227,7 +227,8 @@ def test_who_makes_the_optimizer(tiny_bundle: ModelBundle) -> None:
     policy = Whole(tiny_bundle.model)
     assert isinstance(backend().prepare({"policy": policy}, part, config).optimizer, torch.optim.RMSprop)
     policy.optimizer = lambda groups: torch.optim.Adagrad(groups)  # type: ignore[assignment]
-    assert isinstance(backend().prepare({"policy": policy}, part, config).optimizer, torch.optim.Adagrad)
+    assert isinstance(backend().prepare({"policy": policy}, None, config).optimizer, torch.optim.Adagrad)
+    assert isinstance(backend().prepare({"policy": policy}, part, config).optimizer, torch.optim.RMSprop)
 
 
 def test_nothing_to_train_is_said(tiny_bundle: ModelBundle) -> None:

@@ -450,6 +450,37 @@ def test_a_template_that_cannot_pack_is_told(loop: Fixture) -> None:
         loop.fit(prepare_run=refuse, packing=True)
 
 
+def test_a_model_that_does_not_isolate_packed_samples_is_told(loop: Fixture) -> None:
+    """As a state-space model would: positions that do not begin again are not heeded."""
+
+    def join(run: Run) -> None:
+        original = run.template.collate
+
+        def collate(samples: Any) -> Batch:
+            batch = original(samples)
+            batch.inputs.pop("position_ids", None)
+            return batch
+
+        run.template.collate = collate  # type: ignore[method-assign]
+
+    with pytest.raises(
+        RequestError, match=r"^trainer.packing: this model lets packed samples see each other \(logits differ by "
+    ):
+        loop.fit(prepare_run=join, packing=True, max_length=64)
+
+
+def test_a_run_that_ran_out_of_patience_stays_so_when_resumed(loop: Fixture) -> None:
+    rest = {"held": HELD, "batch_size": 2, "eval_every": 1, "patience": 2}
+    loop.fit(prepare_run=evaluating([1.0, 2.0, 2.0]), **rest)
+
+    def resume(run: Run) -> None:
+        run.resume_from = loop.output / "run" / "checkpoints" / "last"
+
+    result = loop.fit(prepare_run=resume, **rest)
+    assert (loop.losses, result.metrics["steps"]) == ([], 3)
+    assert result.stopped == "no better eval loss in 2 evaluations"
+
+
 # --- continued pre-training -------------------------------------------------------------------------------------------
 
 
@@ -520,6 +551,10 @@ def test_sft_drops_or_cuts_what_is_too_long(tiny_bundle: ModelBundle) -> None:
         ({"warmup": -1}, "warmup must be at least 0"),
         ({"min_rate": 1.5}, "min_rate between 0 and 1"),
         ({"betas": [0.9]}, "betas takes two numbers"),
+        ({"betas": [0.9, 1.0]}, "betas takes two numbers of at least 0 and below 1"),
+        ({"clip": 0}, "clip must be above 0 or null, not 0"),
+        ({"weight_decay": -1}, "weight_decay and keep must be at least 0"),
+        ({"keep": -1}, "weight_decay and keep must be at least 0"),
         ({"packing": True, "max_length": None}, "packing needs max_length: the size of a pack"),
         ({"schedule": "step"}, ".schedule: expected one of cosine, linear, constant, not 'step'"),
     ],

@@ -39,9 +39,10 @@ class TorchSteps:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         if not self.parameters:
             raise RequestError("nothing is trained: the tuner leaves no parameter with a gradient")
-        self.optimizer = self.policy.make_optimizer(groups)
-        if self.optimizer is None and optimizer is not None:
+        if optimizer is not None:  # asked for by name: it goes before the tuner's own
             self.optimizer = optimizer(groups, config.learning_rate, config.weight_decay)
+        else:
+            self.optimizer = self.policy.make_optimizer(groups)
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ def folder() -> Path:
     if (target / "config.json").is_file():
         return target
     source = gguf_file()
+    print(f"converting SmolLM2-135M-Instruct to {target}, this once", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=target.parent, prefix=".smollm2-"))
     try:

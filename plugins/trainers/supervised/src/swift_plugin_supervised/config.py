@@ -50,8 +50,12 @@ class SupervisedConfig:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.warmup < 0 or not 0 <= self.min_rate <= 1:
             raise ValueError("warmup must be at least 0, and min_rate between 0 and 1")
-        if len(self.betas) != 2:
-            raise ValueError("betas takes two numbers")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas takes two numbers of at least 0 and below 1, not {self.betas}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be above 0 or null, not {self.clip}")
+        if self.weight_decay < 0 or self.keep < 0:
+            raise ValueError("weight_decay and keep must be at least 0")
         if self.packing and self.max_length is None:
             raise ValueError("packing needs max_length: the size of a pack")
 

@@ -77,7 +77,12 @@ class SupervisedTrainer:
             f"training {trained:,} of {whole:,} parameters ({trained / whole:.2%}) on {backend.describe()['device']}: "
             f"{last_step} steps of {rows_a_step} rows" + (f", from step {state.step}" if state.step else "")
         )
-        saved, stopped, first, since = state.step if run.resume_from else -1, None, state.step, time.perf_counter()
+        if backend.rank == 0:
+            self.checkpoints.forget_after(state.step)
+        if config.packing:
+            self._check_isolation(steps, samples)
+        saved, first, since = state.step if run.resume_from else -1, state.step, time.perf_counter()
+        stopped = self._out_of_patience(state)  # a run that stopped early stays so when it is resumed
         while state.step < last_step and not stopped:
             step = state.step + 1
             started = time.perf_counter()
@@ -96,8 +101,8 @@ class SupervisedTrainer:
                 self._evaluate(steps, state, held)
             if not backend.all_true(run.stop is None):
                 stopped = run.stop or "interrupted"
-            elif config.patience and state.waited >= config.patience:
-                stopped = f"no better eval loss in {state.waited} evaluations"
+            else:
+                stopped = self._out_of_patience(state)
             improved = state.best_step == step
             if step % save_every == 0 or step == last_step or improved or stopped:
                 self._save(steps, tuned, state)
@@ -124,6 +129,10 @@ class SupervisedTrainer:
             self.checkpoints.mark_best(best)  # a kill may have come between the checkpoint and its link
         return state
 
+    def _out_of_patience(self, state: Progress) -> str | None:
+        waited = self.config.patience is not None and state.waited >= self.config.patience
+        return f"no better eval loss in {state.waited} evaluations" if waited else None
+
     def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """Forward passes of at most batch_size samples, and of at most batch_tokens tokens where that is set."""
         chosen: list[Sample] = []
@@ -147,11 +156,32 @@ class SupervisedTrainer:
             if place is None:
                 bins.append((length, [sample]))
             else:
-                bins[place] = (bins[place][0] + length, [*bins[place][1], sample])
+                bins[place][1].append(sample)
+                bins[place] = (bins[place][0] + length, bins[place][1])
         packs = [self.run.template.pack(chosen) for _, chosen in bins]
+        filled = sum(used for used, _ in bins) / max(1, len(bins) * self.config.max_length)
+        self.run.events.note(
+            f"packed {len(samples)} samples into {len(bins)} of {self.config.max_length} tokens, {filled:.0%} full"
+        )
         if any(pack is None for pack in packs):
             raise RequestError("trainer.packing: this template cannot isolate packed samples; set it to false")
         return [pack for pack in packs if pack is not None]
+
+    def _check_isolation(self, steps: Any, packs: list[Sample]) -> None:
+        """Compare a pack's second sample with the same one alone. Raises RequestError where the model lets packed samples
+        see each other, as state-space models and those without position ids do."""
+        pack = next((pack for pack in packs if len(pack.segments) > 1), None)
+        if pack is None:
+            return
+        first, end = pack.segments[0], pack.segments[0] + pack.segments[1]
+        alone = Sample(pack.input_ids[first:end], pack.weights[first:end])
+        both = steps.forward("policy", self.run.template.collate([pack])).logits[0, first:end].float()
+        own = steps.forward("policy", self.run.template.collate([alone])).logits[0].float()
+        gap, size = float((both - own).abs().max()), float(own.abs().max())
+        if gap > 0.02 * size + 1e-4:
+            raise RequestError(
+                f"trainer.packing: this model lets packed samples see each other (logits differ by {gap:.2g}); set it to false"
+            )
 
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
         state.step = step
@@ -171,7 +201,8 @@ class SupervisedTrainer:
     def _evaluate(self, steps: Any, state: Progress, held: list[Sample]) -> None:
         backend = self.run.backend
         mine = share_of_rank(list(range(len(held))), backend.rank, backend.world)
-        loss = steps.evaluate(self._batches([held[n] for n in mine]), cross_entropy).loss
+        batches = self.run.events.track(self._batches([held[n] for n in mine]), "evaluating")
+        loss = steps.evaluate(batches, cross_entropy).loss
         better = state.best_loss is None or loss < state.best_loss
         if better:
             state.best_loss, state.best_step, state.waited = loss, state.step, 0

@@ -24,6 +24,7 @@ class LoraConfig:
     rslora: bool = option(False, "scale by alpha / sqrt(rank) (Kalajdzievski 2023)")
     dora: bool = option(False, "train each weight's magnitude apart from its direction (Liu et al. 2024)")
     plus_ratio: float = option(1.0, "LoRA+: learning rate of B over that of A (Hayou et al. 2024); 16 is usual, 1 is off")
+    like: str | None = option(None, "folder of a peft LoRA adapter, whose own options are taken instead of all these")
     save_modules: list[str] = option([], "modules trained and saved whole, such as lm_head")
 
     def __post_init__(self) -> None:

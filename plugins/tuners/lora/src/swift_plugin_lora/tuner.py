@@ -28,7 +28,7 @@ class LoraTuned:
                 f"tuner.lora: init: {config.init} is made from the weights, which {bundle.quantization} has quantized; "
                 "use default or gaussian"
             )
-        options = peft.LoraConfig(
+        options = read_options(Path(config.like)) if config.like else peft.LoraConfig(
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle.model, config),
             exclude_modules=config.exclude or None, use_rslora=config.rslora, use_dora=config.dora,
             init_lora_weights=True if config.init == "default" else config.init,
@@ -142,6 +142,18 @@ def all_linear(model: torch.nn.Module) -> list[str]:
         if module is not head and (isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"):
             found.append(name)
     return found
+
+
+def read_options(folder: Path) -> peft.LoraConfig:
+    """The options of an adapter that peft saved. Raises RequestError where they are not LoRA's."""
+    try:
+        options = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as err:
+        raise RequestError(f"tuner.lora.like: {folder} cannot be read: {' '.join(str(err).split())}") from err
+    if not isinstance(options, peft.LoraConfig):
+        raise RequestError(f"tuner.lora.like: {folder} holds a {options.peft_type.value} adapter, not a LoRA one")
+    options.inference_mode = False
+    return options
 
 
 def _explain(err: ValueError, bundle: ModelBundle, config: LoraConfig) -> str:
