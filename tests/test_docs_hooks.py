@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from swift_core.api import KINDS
 from swift_core.hookspecs import SwiftSpecs
-from swift_core.manifest import KINDS, PART_KINDS
+from swift_core.manifest import PART_KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from support import swift
 from swift_core import __version__
+from swift_core.api import KINDS
 from swift_core.index import READY, build_index
-from swift_core.manifest import KINDS, Manifest, read_manifest
+from swift_core.manifest import Manifest, read_manifest
 from swift_core.testing.contracts import run_walled
 
 ROOT = Path(__file__).parent.parent

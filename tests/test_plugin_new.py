@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from support import swift, swift_process
 from swift_core import __version__
+from swift_core.api import KINDS
 from swift_core.cli.scaffold import render, write_plugin
 from swift_core.errors import RequestError
-from swift_core.manifest import KINDS, read_manifest
+from swift_core.manifest import read_manifest
 
 LONGEST = "a-name-of-the-greatest-length0"
 

@@ -11,7 +11,9 @@ from support import THREADS, chat_row, state, summary, sums, swift, weights, wri
 from swift_core.config import Component, RunConfig
 from swift_core.session import Session
 
-ALWAYS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+ALWAYS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 @pytest.fixture

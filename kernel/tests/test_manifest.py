@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from swift_core.manifest import KINDS, Entry, ManifestError, read_manifest
+from swift_core.api import KINDS
+from swift_core.manifest import Entry, ManifestError, read_manifest
 
 HEAD = 'name = "swift-plugin-x"\napi = "0.9"\nsummary = "x"\n'
 HOOKS = HEAD + 'hooks = "swift_plugin_x.hooks"\n'

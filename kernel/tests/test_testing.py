@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import swift_core.testing
-from swift_core.manifest import KINDS
+from swift_core.api import KINDS
 from swift_core.testing.contracts import run_walled
 
 PROBE = """

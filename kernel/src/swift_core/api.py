@@ -7,6 +7,22 @@ hook, a field or a hook argument raises the minor; removing or renaming one rais
 API = (0, 9)
 OLDEST = (0, 9)
 
+KINDS = {
+    "models": "model",
+    "templates": "template",
+    "tuners": "tuner",
+    "trainers": "trainer",
+    "backends": "backend",
+    "engines": "engine",
+    "quantizers": "quantizer",
+    "evaluators": "evaluator",
+    "datasets": "dataset",
+    "parts": "part",
+    "callbacks": "callback",
+    "commands": "command",
+}
+"""Every kind: the manifest's table -> its singular, as used in configs and messages."""
+
 
 def parse_api(text: str) -> tuple[int, int]:
     """`"0.9"` -> `(0, 9)`. Raises ValueError when the text is not MAJOR.MINOR."""

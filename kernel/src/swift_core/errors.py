@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -60,5 +59,7 @@ class CapabilityError(RequestError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean: lora?"`, or the empty string when nothing known is near `name`."""
+    import difflib  # only when something is wrong
+
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
     return f" Did you mean: {', '.join(near)}?" if near else ""

@@ -11,24 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swift_core.api import parse_api
+from swift_core.api import KINDS, parse_api
 from swift_core.errors import did_you_mean
-
-KINDS = {
-    "models": "model",
-    "templates": "template",
-    "tuners": "tuner",
-    "trainers": "trainer",
-    "backends": "backend",
-    "engines": "engine",
-    "quantizers": "quantizer",
-    "evaluators": "evaluator",
-    "datasets": "dataset",
-    "parts": "part",
-    "callbacks": "callback",
-    "commands": "command",
-}
-"""Every kind: the manifest's table -> its singular, as used in configs and messages."""
 
 PART_KINDS = ("optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from swift_core.api import KINDS
 from swift_core.errors import PluginLoadError, RequestError, did_you_mean
 from swift_core.index import Plugin, PluginIndex, plugin_name
-from swift_core.manifest import KINDS, Entry
+from swift_core.manifest import Entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from swift_core.api import KINDS
 from swift_core.cli.common import JSON, print_json, print_table
 from swift_core.errors import RequestError, SwiftError, did_you_mean
 from swift_core.index import Plugin, PluginIndex, build_index, plugin_name
-from swift_core.manifest import KINDS
 from swift_core.registry import Contribution, Registry, plugin_faults
 
 
@@ -45,16 +45,11 @@ def _describe(contribution: Contribution) -> dict[str, Any]:
     return row
 
 
-templates, tuners, trainers, backends, engines, quantizers, evaluators, datasets, parts, callbacks, models = (
-    _list_group(kind)
-    for kind in (
-        "templates", "tuners", "trainers", "backends", "engines", "quantizers", "evaluators", "datasets", "parts",
-        "callbacks", "models",
-    )
-)  # fmt: skip
+GROUPS = {kind: _list_group(kind) for kind in KINDS if kind != "commands"}
+globals().update(GROUPS)  # the lazy group asks for them by name
 
 
-@models.command("show")
+@GROUPS["models"].command("show")
 @click.argument("name", metavar="ID")
 @JSON
 def models_show(name: str, as_json: bool) -> None:

@@ -155,7 +155,7 @@ def config_show(arguments: tuple[str, ...], as_json: bool, **flags: Any) -> None
 def config_schema(address: str | None) -> None:
     """Print the options of the configuration, or of one component such as tuner:lora, as JSON."""
     from swift_core.activate import load_object
-    from swift_core.manifest import KINDS
+    from swift_core.api import KINDS
 
     if address is None:
         cls: Any = RunConfig

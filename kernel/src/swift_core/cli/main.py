@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from swift_core import __version__
+from swift_core.api import KINDS
 from swift_core.errors import RequestError, SwiftError, did_you_mean
 
 COMMANDS = {
@@ -25,19 +26,10 @@ COMMANDS = {
     "plugin": ("swift_core.cli.lists:plugin", "Make a new plugin."),
     "config": ("swift_core.cli.look:config", "Show a resolved configuration, or its schema."),
 }
-KIND_LISTS = (
-    "templates",
-    "tuners",
-    "trainers",
-    "backends",
-    "engines",
-    "quantizers",
-    "evaluators",
-    "datasets",
-    "parts",
-    "callbacks",
-)
-COMMANDS |= {kind: (f"swift_core.cli.lists:{kind}", f"List installed {kind}.") for kind in KIND_LISTS}
+COMMANDS |= {
+    kind: (f"swift_core.cli.lists:{kind}", f"List installed {kind}.")
+    for kind in KINDS if kind not in ("models", "commands")
+}  # fmt: skip
 
 
 class LazyGroup(click.Group):

@@ -13,10 +13,9 @@ from string import Template
 from typing import Any
 
 from swift_core import __version__
-from swift_core.api import API
+from swift_core.api import API, KINDS
 from swift_core.errors import RequestError, did_you_mean
 from swift_core.index import build_index, normalise
-from swift_core.manifest import KINDS
 
 TEMPLATES = Path(__file__).parent.parent / "scaffold"
 NAME = re.compile(r"[a-z]([a-z0-9]|-(?=[a-z0-9])){0,29}")

@@ -25,11 +25,11 @@ import pytest
 
 from swift_core import types as t
 from swift_core.activate import Activator, load_object, load_options
+from swift_core.api import KINDS
 from swift_core.config import Component, RunConfig, describe_options, parse_config
 from swift_core.errors import CapabilityError
 from swift_core.events import Event, EventSink
 from swift_core.index import READY, build_index, normalise
-from swift_core.manifest import KINDS
 from swift_core.plan import Plan
 from swift_core.registry import Contribution, Registry
 from swift_core.session import Session

@@ -192,6 +192,38 @@ def test_lora_plus_gives_b_its_ratio(tiny_bundle: ModelBundle) -> None:
     assert len(whole["params"]) == 28
 
 
+@pytest.mark.parametrize("init", [True, "pissa_niter_8"])
+def test_like_takes_the_options_of_another_tools_adapter(tiny_bundle: ModelBundle, tmp_path: Path, init: Any) -> None:
+    """Also those that this tuner has no option for: a rank and a scale of its own for one layer."""
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 5}, alpha_pattern={"down_proj": 11},
+        layers_to_transform=[1], init_lora_weights=init, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = peft.get_peft_model(copy.deepcopy(tiny_bundle.model), config)
+    for name, parameter in plain.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    plain.save_pretrained(tmp_path)
+    tuned = tune(tiny_bundle, like=str(tmp_path), rank=64)
+    tuned.load(tmp_path)
+    assert gap(logits(tuned.model), logits(plain)) < 1e-5  # a random SVD begins PiSSA nearly alike
+    assert len(tuned.trainable()) == 4
+    with tuned.disabled():
+        assert gap(logits(tuned.model), logits(tiny_bundle.model)) < 2e-6
+    expected = logits(tuned.model)
+    assert gap(logits(tuned.merge().model), expected) < 1e-5
+
+
+def test_like_needs_a_lora_adapter(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=rf"^tuner.lora.like: {tmp_path} cannot be read: "):
+        tune(tiny_bundle, like=str(tmp_path))
+    other = peft.get_peft_model(copy.deepcopy(tiny_bundle.model), peft.VeraConfig(r=4, target_modules=["q_proj"]))
+    other.save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match=rf"^tuner.lora.like: {tmp_path} holds a VERA adapter, not a LoRA one$"):
+        tune(tiny_bundle, like=str(tmp_path))
+
+
 # --- targets ----------------------------------------------------------------------------------------------------------
 
 

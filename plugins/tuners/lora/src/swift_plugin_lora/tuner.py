@@ -23,17 +23,18 @@ class LoraTuned:
 
     def __init__(self, bundle: ModelBundle, config: LoraConfig) -> None:
         self.bundle, self.config = bundle, config
-        if bundle.quantization and config.init not in ("default", "gaussian"):
-            raise RequestError(
-                f"tuner.lora: init: {config.init} is made from the weights, which {bundle.quantization} has quantized; "
-                "use default or gaussian"
-            )
         options = read_options(Path(config.like)) if config.like else peft.LoraConfig(
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle.model, config),
             exclude_modules=config.exclude or None, use_rslora=config.rslora, use_dora=config.dora,
             init_lora_weights=True if config.init == "default" else config.init,
             modules_to_save=config.save_modules or None, task_type="CAUSAL_LM",
         )  # fmt: skip
+        init = str(options.init_lora_weights)
+        if bundle.quantization and init not in ("True", "gaussian"):
+            raise RequestError(
+                f"tuner.lora: init: {init} is made from the weights, which {bundle.quantization} has quantized; "
+                "use default or gaussian"
+            )
         # The same adapter whatever ran before, so that a resumed run begins alike.
         with torch.random.fork_rng(), warnings.catch_warnings():
             torch.manual_seed(torch.initial_seed())
@@ -44,9 +45,9 @@ class LoraTuned:
                 raise RequestError(f"tuner.lora: {_explain(err, bundle, config)}") from err
         self.model.peft_config["default"].base_model_name_or_path = bundle.source
         # These hold a part of the base's weights in the adapter, so that the base is what the adapter began with.
-        moved = config.init in ("pissa", "olora")
+        moved = init.startswith(("pissa", "olora", "corda"))
         if moved and _shared(bundle.model):
-            raise RequestError(f"tuner.lora: init: {config.init} cannot take the output head, which is the embedding as well")
+            raise RequestError(f"tuner.lora: init: {init} cannot take the output head, which is the embedding as well")
         self._start = {name: p.detach().clone() for name, p in self.trainable().items()} if moved else {}
 
     def trainable(self) -> dict[str, Any]:
