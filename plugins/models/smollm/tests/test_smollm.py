@@ -116,6 +116,8 @@ def test_unpermute_inverts_the_permutation_of_llama_cpp() -> None:
 def test_tokenizer(tokenizer: Any) -> None:
     digits = tokenizer("2024", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(digits) == ["2", "0", "2", "4"]
+    # Digits are split off first: the blanks before one stay together, which byte-level splitting alone would part.
+    assert tokenizer.tokenize("a   2") == ["a", "ĠĠĠ", "2"]
     assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2]
     assert tokenizer("<|im_start|>user", add_special_tokens=False)["input_ids"][0] == 1
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
