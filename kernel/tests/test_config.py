@@ -279,3 +279,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert error(load_config, [file], []).startswith(f"{file}: not valid YAML: while parsing")
     file.write_text("")
     assert load_config([file], []) == RunConfig()
+
+
+@pytest.mark.parametrize(("text", "read"), [("null", None), ("", None), (r"####\s*(\d+)", r"####\s*(\d+)"), ("# x", "# x")])
+def test_text_that_yaml_takes_for_a_comment_stays_text(text: str, read: str | None) -> None:
+    assert coerce(CliText(text), str | None, "evaluator.exact.extract") == read

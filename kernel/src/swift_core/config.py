@@ -243,7 +243,7 @@ def coerce(value: Any, hint: Any, address: str) -> Any:
             return {key: coerce(item, args[1] if args else Any, f"{address}.{key}") for key, item in items.items()}
     else:
         plain = _yaml(value) if isinstance(value, str) else value
-        if hint is type(None) and plain is None:
+        if hint is type(None) and str(value).strip().lower() in ("", "~", "null", "none"):  # "# x" is no null, but text
             return None
         if hint is bool and isinstance(plain, bool):
             return plain
