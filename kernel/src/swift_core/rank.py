@@ -40,4 +40,7 @@ def _report(folder: Path, err: Exception, message: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed; threads of the libraries that are still ending can only do harm

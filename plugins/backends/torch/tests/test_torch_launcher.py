@@ -117,8 +117,8 @@ def test_two_ranks_step_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_error_of_the_ranks_is_raised_here_as_it_was_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The kernel's own rank, in a folder whose run it cannot read."""
     (tmp_path / "data").mkdir()
-    stale = tmp_path / "data" / "error-00000.json"
-    stale.write_text('{"type": "RunError", "message": "of an earlier try", "exit_code": 1}')
+    stale = tmp_path / "data" / "error-00007.json"
+    stale.write_text('{"type": "RunError", "message": "of an earlier try", "exit_code": 1, "time": 0}')
     job = Job(tmp_path, [sys.executable, "-m", "swift_core.rank", str(tmp_path)], lambda: None)
     with pytest.raises(RequestError, match=rf"^{tmp_path}/config.yaml: no such file$"):
         TorchLauncher(TorchConfig(processes=2)).launch(job)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from swift_core.config import build_options, parse_config
-from swift_core.data import prepare
 from swift_core.errors import RequestError, RunError
-from swift_core.events import EventSink
 from swift_core.plan import Plan
 from swift_core.session import Session
 from swift_core.testing import TrainerContract
-from swift_core.types import Batch, Data, ModelBundle, Record, Run, Sample, StepResult, TrainResult
+from swift_core.types import Batch, Data, Run, Sample, StepResult, TrainResult
 from swift_plugin_supervised.config import PretrainConfig, SupervisedConfig
-from swift_plugin_supervised.loop import SupervisedTrainer, cross_entropy
+from swift_plugin_supervised.loop import SupervisedTrainer
 from swift_plugin_supervised.schedule import rows_of_step
 from transformers import AutoModelForCausalLM
 
@@ -256,23 +252,6 @@ def test_batch_tokens_splits_a_pass(loop: Fixture) -> None:
         assert (rows + 1) * longest > 50
 
 
-def test_cross_entropy_by_hand() -> None:
-    """The sum of weight x -log p of each next token; what is not trained does not count, whatever stands there."""
-    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
-    weights = torch.tensor([[9.0, 0.5, 0.0, 2.0], [9.0, 0.0, 0.0, 1.0]])  # a first token is predicted by nothing
-    logits[:, 1] = math.nan  # predicts the third token, which no row trains
-    expected = 0.0
-    for row, position in ((0, 1), (0, 3), (1, 3)):
-        values = logits[row, position - 1].tolist()
-        log_p = values[labels[row, position]] - math.log(sum(math.exp(value) for value in values))
-        expected -= float(weights[row, position]) * log_p
-    batch = Batch({}, labels, weights, [0, 1], 3.5, 8, 3)
-    assert float(cross_entropy(SimpleNamespace(logits=logits), batch)) == pytest.approx(expected, abs=1e-5)
-    half = cross_entropy(SimpleNamespace(logits=logits.bfloat16()), batch)
-    assert half.dtype == torch.float32
-
-
 # --- evaluation, checkpoints, stopping ----------------------------------------------------------------------------------
 
 
@@ -337,6 +316,12 @@ def test_when_it_evaluates_saves_and_reports(loop: Fixture) -> None:
     assert [step["step"] for step in loop.steps] == [5, 9]
     loop.fit(batch_size=4, epochs=3, keep=0, max_steps=2, folder="short")
     assert loop.folders("short") == ["last", "step-2"]
+
+
+def test_a_better_evaluation_is_saved_between_times(loop: Fixture) -> None:
+    evals = evaluating([3.0, 4.0, 2.0, 5.0, 6.0])
+    loop.fit(held=HELD, prepare_run=evals, batch_size=2, eval_every=1, save_every=100, keep=0)
+    assert loop.folders() == ["best", "last", "step-1", "step-3", "step-5"]
 
 
 def test_resume_is_exact(loop: Fixture) -> None:
@@ -481,87 +466,12 @@ def test_a_run_that_ran_out_of_patience_stays_so_when_resumed(loop: Fixture) -> 
     assert result.stopped == "no better eval loss in 2 evaluations"
 
 
-# --- continued pre-training -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def texts() -> list[Record]:
-    lengths = (10, 64, 200)
-    return [Record({"messages": [{"role": "assistant", "content": "abcdefghij" * 30}]}, "f:0")] + [
-        Record({"messages": [{"role": "assistant", "content": ("text " * 60)[:length]}]}, f"f:{length}") for length in lengths
-    ]
-
-
-@pytest.fixture
-def plain(tiny_folder: Path) -> Iterator[Any]:
-    """The template that trainer `pt` names in its manifest."""
-    with Session(parse_config({"model": str(tiny_folder), "trainer": "pt"})) as session:
-        ref, entry = session.model_ref, session.trainer.contribution.entry
-        assert entry.options["template"] == "plain"
-        yield session.template(ref, session.processor(ref), entry.options["template"])
-
-
-def test_pt_trains_every_token_and_splits_what_is_too_long(plain: Any, texts: list[Record], loop: Fixture) -> None:
-    config = build_options(PretrainConfig, {"max_length": 64, "batch_size": 3}, "trainer.pt")
-    data, account = prepare(texts, [], plain, config, "stop", EventSink())
-    # 301 tokens with the end, then 11, 65 and 201: nothing is lost.
-    assert [len(sample.input_ids) for sample in data.train] == [64, 64, 64, 64, 45, 11, 64, 1, 64, 64, 64, 9]
-    assert all(set(sample.weights) == {1.0} for sample in data.train)
-    assert (account.tokens, account.trained_tokens, dict(account.reasons)) == (578, 578, {"split": 3})
-    assert plain.decode([token for sample in data.train[:5] for token in sample.input_ids]) == "abcdefghij" * 30
-    loop.fit(samples=data.train, kind=PretrainConfig, batch_size=12, max_length=64)
-    # The first token of a sample is predicted by nothing.
-    assert (loop.steps[0]["tokens"], loop.steps[0]["trained_tokens"]) == (578, 578 - 12)
-
-
-def test_sft_drops_or_cuts_what_is_too_long(tiny_bundle: ModelBundle) -> None:
-    messages = [{"role": "user", "content": "q" * 20}, {"role": "assistant", "content": "a" * 20}]
-    records = [
-        Record({"messages": messages}, "f:1"),
-        Record({"messages": [{**messages[0], "content": "q"}, messages[1]]}, "f:2"),
-    ]
-    whole = tiny_bundle.template.encode(records[0].row)[0]  # type: ignore[union-attr]
-    length = len(whole.input_ids)
-
-    def prepared(**options: Any) -> tuple[list[Sample], dict[str, int]]:
-        config = build_options(SupervisedConfig, {"max_length": length - 5, **options}, "trainer.sft")
-        data, account = prepare(copy.deepcopy(records), [], tiny_bundle.template, config, "stop", EventSink())  # type: ignore[arg-type]
-        return data.train, dict(account.reasons)
-
-    dropped, reasons = prepared()
-    assert ([sample.row for sample in dropped], reasons) == ([1], {"dropped": 1})
-    left, reasons = prepared(overflow="truncate-left")
-    assert (left[0].input_ids, reasons) == (whole.input_ids[5:], {"cut": 1})
-    right, reasons = prepared(overflow="truncate-right")
-    assert (right[0].input_ids, reasons) == (whole.input_ids[:-5], {"answer cut": 1})
-    assert right[0].trained_tokens < whole.trained_tokens
-    with pytest.raises(RequestError, match=r"^trainer.sft.overflow: expected one of drop, truncate-left, truncate-right, not"):
-        build_options(SupervisedConfig, {"overflow": "split"}, "trainer.sft")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
-        ({"max_steps": 0}, "max_steps must be at least 1 or null, not 0"),
-        ({"patience": 0}, "patience must be at least 1 or null, not 0"),
-        ({"epochs": 0}, "epochs must be above 0, not 0"),
-        ({"learning_rate": 0}, "learning_rate must be above 0, not 0"),
-        ({"warmup": -1}, "warmup must be at least 0"),
-        ({"min_rate": 1.5}, "min_rate between 0 and 1"),
-        ({"betas": [0.9]}, "betas takes two numbers"),
-        ({"betas": [0.9, 1.0]}, "betas takes two numbers of at least 0 and below 1"),
-        ({"clip": 0}, "clip must be above 0 or null, not 0"),
-        ({"weight_decay": -1}, "weight_decay and keep must be at least 0"),
-        ({"keep": -1}, "weight_decay and keep must be at least 0"),
-        ({"packing": True, "max_length": None}, "packing needs max_length: the size of a pack"),
-        ({"schedule": "step"}, ".schedule: expected one of cosine, linear, constant, not 'step'"),
-    ],
-)
-def test_wrong_options_are_told(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=rf"^trainer.sft.*{message}"):
-        build_options(SupervisedConfig, options, "trainer.sft")
+def test_nothing_predicts_a_first_token(loop: Fixture) -> None:
+    """As in pre-training, where every token has a weight."""
+    samples = [replace(sample, weights=[1.0] * len(sample.input_ids)) for sample in SAMPLES]
+    loop.fit(samples=samples, kind=PretrainConfig, batch_size=10)
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    assert (loop.steps[0]["tokens"], loop.steps[0]["trained_tokens"]) == (tokens, tokens - len(samples))
 
 
 def test_samples_are_left_as_they_were(loop: Fixture) -> None:

@@ -192,6 +192,7 @@ def test_quantized_weights_are_refused(tiny_bundle: ModelBundle) -> None:
     ("options", "message"),
     [
         ({"only": ["nothing"]}, f"tuner.full: only: 'nothing' matches no parameter; they read like '{EMBED}', '{NORM}'"),
+        ({"only": ["norm"]}, "tuner.full: only: 'norm' matches no parameter"),  # a beginning, not a part
         ({"only": ["model.norm", "re:nothing"]}, "tuner.full: only: 're:nothing' matches no parameter; they read like"),
         ({"only": ["re:("]}, r"tuner.full: only: '\(' is not a regular expression: "),
         ({"share": 0.0}, "tuner.full: share must be above 0 and at most 1, not 0.0"),
