@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from rich.console import Console  # noqa: TID253 - this module is imported on a tty only
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn  # noqa: TID253
+from typing import TYPE_CHECKING
 
 from swift_core.events import Event, PlainConsole, format_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class RichConsole:
     """A listener that draws bars on standard error, with other events as lines above them."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # drawing is for a tty alone
+
         self._plain = PlainConsole()
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
@@ -34,6 +38,8 @@ class RichConsole:
                 (self._progress.console if self._progress else self._console).print(line, highlight=False, markup=False)
 
     def _show(self, key: str, text: str, done: int, total: int | None, finished: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
