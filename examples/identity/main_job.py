@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from swift_core.config import Component, RunConfig, load_config
-from swift_core.data import encode_record
+from swift_core.source import encode_record
 from swift_core.errors import SwiftError
-from swift_core.events import EventSink, make_console
-from swift_core.exporting import export
+from swift_core.events import console_events
 from swift_core.plan import write_json
 from swift_core.session import Session
 from swift_core.training import train
 from swift_core.types import Request
+from swift_plugin_use.folders import export
 
 QUESTIONS = ("Who are you?", "Tell me, which team brought you into being?", "What is the capital of France?")
 
@@ -37,7 +37,7 @@ def main(overrides: list[str]) -> None:
     summary = train(config, overwrite=True)
     output = Path(summary["output"])
     after, perplexity_after = ask(Component(str(output)), config)
-    merged = export(RunConfig(model=Component(str(output))), output / "merged", True, console())
+    merged = export(RunConfig(model=Component(str(output))), output / "merged", True, console_events())
 
     for question, old, new in zip(QUESTIONS, before, after, strict=True):
         print(f"\n{question}\n  before: {old}\n  after:  {new}")
@@ -60,7 +60,7 @@ def main(overrides: list[str]) -> None:
 
 def ask(model: Component, config: RunConfig) -> tuple[list[str], float]:
     """The model's greedy answers, and its perplexity on the data set's held-out ordinary answers."""
-    with Session(RunConfig(model=model, backend=config.backend), console()) as session:
+    with Session(RunConfig(model=model, backend=config.backend), console_events()) as session:
         engine = session.engine(session.model_ref)
         requests = [Request(messages=[{"role": "user", "content": question}], max_tokens=64) for question in QUESTIONS]
         answers = {completion.index: completion.text.strip() for completion in engine.generate(requests)}
@@ -72,12 +72,6 @@ def ask(model: Component, config: RunConfig) -> tuple[list[str], float]:
             p for sample, row in zip(samples, scores, strict=True) for p, w in zip(row, sample.weights[1:], strict=True) if w
         ]
         return [answers[n] for n in range(len(QUESTIONS))], math.exp(-sum(trained) / len(trained))
-
-
-def console() -> EventSink:
-    events = EventSink()
-    events.add(make_console())
-    return events
 
 
 if __name__ == "__main__":

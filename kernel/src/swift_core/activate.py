@@ -10,19 +10,19 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import pluggy
 
 from swift_core.config import build_options
-from swift_core.errors import PluginError, PluginLoadError, SwiftError, did_you_mean
+from swift_core.errors import PluginError, PluginLoadError, SwiftError, did_you_mean, one_line
 from swift_core.hookspecs import SwiftSpecs
 from swift_core.registry import Contribution, check_requires
 
-if TYPE_CHECKING:
-    from swift_core.index import Plugin
+T = TypeVar("T")
 
 
 def load_object(dotted: str, contribution: Contribution) -> Any:
@@ -68,30 +68,16 @@ class Activator:
                 self.manager.unregister(name=contribution.plugin.name)
                 raise PluginLoadError(f"{_origin(contribution)}, whose hooks do not fit: {_misfit(module, err)}") from err
 
-    def call(self, contribution: Contribution, hook: str, protocol: type | None, **kwargs: Any) -> Any:
-        """Call a firstresult hook for an id, and check the result. Raises PluginError."""
+    def call(self, contribution: Contribution, hook: str, protocol: type[T], **kwargs: Any) -> T:
+        """Call a firstresult hook for an id, and check the result; a `protocol` of object takes any. Raises PluginError."""
         self.activate([contribution])
-        started = time.perf_counter()
-        try:
-            result = getattr(self.manager.hook, hook)(**kwargs)
-        except SwiftError:
-            raise
-        except (Exception, SystemExit) as err:
-            plugin = self._culprit(err, contribution.plugin)
-            raise PluginError(plugin, hook, f"{type(err).__name__}: {' '.join(str(err).split())}") from err
-        finally:
-            if self.trace:
-                shown = ", ".join(f"{key}={_short(value)}" for key, value in kwargs.items())
-                print(f"hook {hook}({shown}) {time.perf_counter() - started:.3f} s", file=sys.stderr)
+        owner = contribution.plugin.name
+        result = self._guarded(owner, hook, getattr(self.manager.hook, hook), kwargs)
         if result is None:
-            raise PluginError(
-                contribution.plugin.name, hook, f"it claims {contribution.id!r} in its manifest and returned None"
-            )
-        if protocol is not None and not isinstance(result, protocol):
+            raise PluginError(owner, hook, f"it claims {contribution.id!r} in its manifest and returned None")
+        if not isinstance(result, protocol):
             lacks = missing_members(result, protocol)
-            raise PluginError(
-                contribution.plugin.name, hook, f"{type(result).__name__} is not a {protocol.__name__}: it lacks {lacks}"
-            )
+            raise PluginError(owner, hook, f"{type(result).__name__} is not a {protocol.__name__}: it lacks {lacks}")
         return result
 
     def call_each(self, contributions: list[Contribution], hook: str, **kwargs: Any) -> list[Any]:
@@ -100,21 +86,31 @@ class Activator:
         results: list[Any] = []
         for name in sorted({contribution.plugin.name for contribution in contributions}):
             others = [plugin for other, plugin in self.manager.list_name_plugin() if other != name]
-            try:
-                for made in self.manager.subset_hook_caller(hook, others)(**kwargs):
-                    results += list(made or ())
-            except SwiftError:
-                raise
-            except (Exception, SystemExit) as err:
-                raise PluginError(name, hook, f"{type(err).__name__}: {' '.join(str(err).split())}") from err
+            # Consumed inside the guard: a hook may be a generator, whose code runs only then.
+            collect = partial(_collect, self.manager.subset_hook_caller(hook, others))
+            results += self._guarded(name, hook, collect, kwargs)
         return results
 
-    def _culprit(self, err: BaseException, owner: Plugin) -> str:
+    def _guarded(self, owner: str, hook: str, caller: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """The third wall: what a hook raises becomes a PluginError. A SwiftError is meant for the user, and passes."""
+        started = time.perf_counter()
+        try:
+            return caller(**kwargs)
+        except SwiftError:
+            raise
+        except (Exception, SystemExit) as err:
+            raise PluginError(self._culprit(err, owner), hook, one_line(err)) from err
+        finally:
+            if self.trace:
+                shown = ", ".join(f"{key}={_short(value)}" for key, value in kwargs.items())
+                print(f"hook {hook}({shown}) {time.perf_counter() - started:.3f} s", file=sys.stderr)
+
+    def _culprit(self, err: BaseException, owner: str) -> str:
         """The activated plugin whose code raised: a wrapper of another plugin may be to blame."""
         packages = {
             str(getattr(module, "__name__", "")).partition(".")[0]: name for name, module in self.manager.list_name_plugin()
         }
-        blamed, trace = owner.name, err.__traceback__
+        blamed, trace = owner, err.__traceback__
         while trace is not None:
             blamed = packages.get(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0], blamed)
             trace = trace.tb_next
@@ -123,13 +119,13 @@ class Activator:
 
 def missing_members(value: Any, protocol: type) -> str:
     """The members of a Protocol that `value` lacks, for an error message."""
-    members = [name for name in _protocol_members(protocol) if not hasattr(value, name)]
-    return ", ".join(sorted(members)) or "nothing"
+    methods = {name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")}
+    members = methods | set(getattr(protocol, "__annotations__", {}))
+    return ", ".join(sorted(name for name in members if not hasattr(value, name))) or "nothing"
 
 
-def _protocol_members(protocol: type) -> set[str]:
-    names = set(getattr(protocol, "__annotations__", {}))
-    return names | {name for name, member in vars(protocol).items() if callable(member) and not name.startswith("_")}
+def _collect(caller: Callable[..., Any], **kwargs: Any) -> list[Any]:
+    return [item for made in caller(**kwargs) for item in made or ()]
 
 
 def _origin(contribution: Contribution) -> str:
@@ -138,8 +134,7 @@ def _origin(contribution: Contribution) -> str:
 
 
 def _import_failure(contribution: Contribution, err: BaseException) -> str:
-    cause = f"{type(err).__name__}: {' '.join(str(err).split())}"
-    return f"{_origin(contribution)}, which failed to import: {cause} (--debug shows the traceback)"
+    return f"{_origin(contribution)}, which failed to import: {one_line(err)} (--debug shows the traceback)"
 
 
 def _misfit(module: Any, err: Exception) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from swift_core.api import KINDS
-from swift_core.cli.common import JSON, print_json, print_table
+from swift_core.cli.common import JSON, print_fields, print_json, print_table
 from swift_core.errors import RequestError, SwiftError, did_you_mean
 from swift_core.index import Plugin, PluginIndex, build_index, plugin_name
-from swift_core.registry import Contribution, Registry, plugin_faults
+from swift_core.registry import Contribution, Registry, plugin_faults, plugin_problem
 
 
 def _list_group(kind: str) -> click.Group:
@@ -57,11 +58,7 @@ def models_show(name: str, as_json: bool) -> None:
     from swift_core.config import Component
     from swift_core.models import resolve_model
 
-    shown = resolve_model(Registry(build_index()), Component(name)).describe()
-    if as_json:
-        print_json(shown)
-    else:
-        print_table([(key, str(value)) for key, value in shown.items()], ("field", "value"))
+    print_fields(resolve_model(Registry(build_index()), Component(name)).describe(), as_json)
 
 
 @click.group()
@@ -115,35 +112,58 @@ def plugins_show(name: str, as_json: bool) -> None:
     row = _plugin_row(plugin)
     row["requires"] = sorted({text for entry in plugin.entries for text in entry.requires})
     row["manifest"] = str(plugin.manifest.path) if plugin.manifest else None
-    if as_json:
-        print_json(row)
-    else:
-        print_table([(k, ", ".join(v) if isinstance(v, list) else str(v or "")) for k, v in row.items()], ("field", "value"))
+    print_fields(row, as_json)
 
 
 @plugins.command("check")
 @click.argument("names", nargs=-1)
 @JSON
 def plugins_check(names: tuple[str, ...], as_json: bool) -> None:
-    """Import plugins and check that their hooks fit. Exit code 1 when one does not."""
-    index = build_index()
-    chosen = [_find_plugin(index, name) for name in names] or list(index.plugins.values())
-    rows = [{"name": plugin.name, "version": plugin.version, "fault": _check(plugin)} for plugin in chosen]
+    """Check that plugins import and that their hooks fit; those named here also keep to the contracts of their kinds.
+
+    Exit code 1 when one does not.
+    """
+    index, rows = build_index(), []
+    for plugin in [_find_plugin(index, name) for name in names] or index.plugins.values():
+        row: dict[str, Any] = {"name": plugin.name, "version": plugin.version, "fault": _fault(plugin), "checks": []}
+        if names and not row["fault"]:
+            row["checks"], row["fault"] = _contracts(plugin)
+        rows.append(row)
+        for line in [] if as_json else _check_lines(row):
+            click.echo(line)
     if as_json:
         print_json(rows)
-    else:
-        for row in rows:
-            click.echo(f"{row['name']} {row['version']}: {row['fault'] or 'ok'}")
-    if any(row["fault"] for row in rows):
-        raise SwiftError(f"{sum(bool(row['fault']) for row in rows)} of {len(rows)} plugins cannot be used")
+    if broken := sum(bool(row["fault"]) for row in rows):
+        raise SwiftError(f"{broken} of {len(rows)} plugins cannot be used" if not names else f"{broken} of {len(rows)} fail")
 
 
-def _check(plugin: Plugin) -> str:
+def _contracts(plugin: Plugin) -> tuple[list[dict[str, str]], str]:
+    """The checks of a plugin's contracts, and the fault that they come to."""
+    from dataclasses import asdict
+
+    from swift_core.events import console_events
+    from swift_core.testing.check import check_plugin
+
+    with console_events().task(f"checking {plugin.name}"):
+        checks = [asdict(check) for check in check_plugin(plugin)]
+    failed = sum(check["outcome"] == "failed" for check in checks)
+    return checks, f"{failed} of {len(checks)} checks failed" if failed else ""
+
+
+def _check_lines(row: dict[str, Any]) -> Iterator[str]:
+    held = f" ({sum(check['outcome'] == 'ok' for check in row['checks'])} checks)" if row["checks"] else ""
+    yield f"{row['name']} {row['version']}: {row['fault'] or 'ok' + held}"
+    for check in row["checks"]:
+        if check["outcome"] != "ok":
+            yield f"  {check['outcome']}: {check['name']}: {check['reason']}"
+
+
+def _fault(plugin: Plugin) -> str:
+    """Why a plugin cannot be used: what the index or its metadata say, else what importing brings out."""
     from swift_core.activate import Activator, load_object
 
-    fault = plugin_faults(plugin)
-    if fault:
-        return f"{plugin.status if plugin.status != 'READY' else 'LACKS'}: {fault}"
+    if problem := plugin_problem(plugin):
+        return problem
     contributions = [Contribution(entry, plugin) for entry in plugin.entries]
     try:
         Activator().activate(contributions[:1])
@@ -167,10 +187,7 @@ def plugin() -> None:
 @click.option("--output", metavar="DIR", help="Where to write it [./swift-plugin-NAME].")
 def plugin_new(name: str, kind: str, output: str | None) -> None:
     """Write a plugin that installs and passes its contract as it is."""
-    from pathlib import Path
+    from swift_core.cli.scaffold import write_plugin
 
-    scaffold = importlib.import_module("swift_core.cli.scaffold")
-    written = scaffold.write_plugin(
-        name, kind, Path(output) if output else Path(f"swift-plugin-{name.removeprefix('swift-plugin-')}")
-    )
+    written = write_plugin(name, kind, Path(output or f"swift-plugin-{name.removeprefix('swift-plugin-')}"))
     click.echo(f"wrote {written}\nnext: pip install -e '{written}[test]' && pytest {written}")

@@ -13,7 +13,7 @@ from swift_core.cli.common import ARGUMENTS, DATASET, JSON, MODEL, TRUST, config
 from swift_core.config import DEFAULT_MODEL, RunConfig, describe_options, dump_options
 from swift_core.errors import RequestError, RowError, SwiftError
 from swift_core.index import build_index
-from swift_core.registry import Registry, plugin_faults
+from swift_core.registry import Registry, plugin_problem
 
 
 @click.command()
@@ -22,21 +22,17 @@ from swift_core.registry import Registry, plugin_faults
 @options(click.option("--limit", type=click.IntRange(1), help="Rows shown."), TRUST, JSON)
 def inspect(arguments: tuple[str, ...], template: str | None, limit: int | None, as_json: bool, **flags: Any) -> None:
     """Show what each row becomes: the rendered text, with what is trained in colour."""
-    from swift_core.data import encode_record
     from swift_core.events import EventSink
     from swift_core.session import Session
+    from swift_core.source import encode_record
 
     if template and template.endswith((".jinja", ".jinja2", ".j2")):
         arguments = (*arguments, f"template.file={template}")
     elif template:
         flags["template"] = template
-    config = config_of(arguments, **flags)
-    if not config.dataset:
-        raise RequestError("dataset is missing: --dataset FILE")
+    config = config_of(arguments, needs_data=True, **flags)
     with Session(config, EventSink()) as session:
-        ref = session.model_ref
-        default = session.trainer.contribution.entry.options.get("template")
-        made = session.template(ref, session.processor(ref), default)
+        made = session.training_template()
         refused, records = 0, session.records(config.dataset)[:limit]
         for number, record in enumerate(records):
             try:
@@ -94,8 +90,7 @@ def doctor(as_json: bool) -> None:
         "python": platform.python_version(), "system": platform.platform(), "swift-core": __version__,
         "libraries": {name: index.versions.get(name) for name in names},
         "plugins": {name: plugin.version for name, plugin in index.plugins.items()},
-        "problems": [f"{p.name} {p.version}: {p.status if p.status != 'READY' else 'LACKS'}: {fault}"
-                     for p in index.plugins.values() if (fault := plugin_faults(p))],
+        "problems": [f"{p.name} {p.version}: {problem}" for p in index.plugins.values() if (problem := plugin_problem(p))],
         "device": _device(),
     }  # fmt: skip
     if as_json:
@@ -138,7 +133,7 @@ def config_show(arguments: tuple[str, ...], as_json: bool, **flags: Any) -> None
     whole = loaded.dump()
     whole.setdefault("model", {"name": DEFAULT_MODEL})
     session = Session(loaded)
-    loaded.template.name = loaded.template.name or session.trainer.contribution.entry.options.get("template", "checkpoint")
+    loaded.template.name = loaded.template.name or session.trainer_template or "checkpoint"
     for kind in ("template", "tuner", "trainer", "backend", "engine", "evaluator", "quantizer"):
         component = getattr(loaded, kind)
         if component.name:

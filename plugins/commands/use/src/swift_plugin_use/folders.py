@@ -11,10 +11,14 @@ from swift_core import types
 from swift_core.config import Component, RunConfig
 from swift_core.errors import RequestError
 from swift_core.events import EventSink
-from swift_core.inference import largest_gap, probe_sequences
 from swift_core.models import resolve_model
 from swift_core.rundir import put_in_place
 from swift_core.session import Session
+
+PROBES = (
+    "Who are you?", "What is the capital of France?", "Write a short poem about the sea.",
+    "Explain why the sky is blue.", "List three uses of a paper clip.", "What is 12 times 7?",
+)  # fmt: skip
 
 
 def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) -> dict[str, Any]:
@@ -97,3 +101,13 @@ def _gap_to(folder: Path, config: RunConfig, session: Session, sequences: list[l
 def _save_plain(bundle: types.ModelBundle, folder: Path) -> None:
     bundle.model.save_pretrained(folder)
     bundle.processor.save_pretrained(folder)
+
+
+def probe_sequences(template: types.Template) -> list[list[int]]:
+    """Token ids to compare models on: a few questions, rendered for the model."""
+    return [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
+
+
+def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:
+    """The largest difference of two models' log-probabilities of the same tokens."""
+    return max(abs(a - b) for row, same in zip(one, other, strict=True) for a, b in zip(row, same, strict=True))

@@ -1,4 +1,4 @@
-"""What infer, eval, export and quantize share: prompts from rows, a resumable answer file, log-probability gaps."""
+"""A resumable file of answers: one request a row, in order, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from swift_core.events import EventSink
 from swift_core.types import Engine, Record, Request
 
 CHUNK = 32  # rows between two writes of the answer file
-
-PROBES = (
-    "Who are you?", "What is the capital of France?", "Write a short poem about the sea.",
-    "Explain why the sky is blue.", "List three uses of a paper clip.", "What is 12 times 7?",
-)  # fmt: skip
 
 
 def split_reference(row: types.Row) -> tuple[list[types.Row], str | None]:
@@ -112,13 +107,3 @@ def _begun(output: Path, job: dict[str, Any]) -> int:
 
 def _fingerprint(job: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def probe_sequences(template: types.Template) -> list[list[int]]:
-    """Token ids to compare models on: a few questions, rendered for the model."""
-    return [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
-
-
-def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:
-    """The largest difference of two models' log-probabilities of the same tokens."""
-    return max(abs(a - b) for row, same in zip(one, other, strict=True) for a, b in zip(row, same, strict=True))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from swift_core.cli.common import ARGUMENTS, JSON, MODEL, OVERWRITE, TRUST, config_of, options, print_json
-from swift_core.events import EventSink, make_console
+from swift_core.events import console_events
+
+from swift_plugin_use import folders
 
 OUTPUT = click.option("--output", required=True, metavar="DIR", help="The folder to write.")
 
@@ -17,9 +18,7 @@ OUTPUT = click.option("--output", required=True, metavar="DIR", help="The folder
 @options(ARGUMENTS, MODEL, OUTPUT, OVERWRITE, TRUST, JSON)
 def export(arguments: tuple[str, ...], output: str, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Merge a run's or an adapter's weights into its model, load the result again, and print the log-probability gap."""
-    from swift_core.exporting import export as run_export
-
-    _show(run_export(config_of(arguments, **flags), Path(output), overwrite, _events()), as_json)
+    _show(folders.export(config_of(arguments, **flags), Path(output), overwrite, console_events()), as_json)
 
 
 @click.command()
@@ -27,15 +26,7 @@ def export(arguments: tuple[str, ...], output: str, overwrite: bool, as_json: bo
 @options(OUTPUT, OVERWRITE, TRUST, JSON)
 def quantize(arguments: tuple[str, ...], output: str, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Quantize a model folder into a folder, load it again, and print the log-probability gap."""
-    from swift_core.exporting import quantize as run_quantize
-
-    _show(run_quantize(config_of(arguments, **flags), Path(output), overwrite, _events()), as_json)
-
-
-def _events() -> EventSink:
-    events = EventSink()
-    events.add(make_console())
-    return events
+    _show(folders.quantize(config_of(arguments, **flags), Path(output), overwrite, console_events()), as_json)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

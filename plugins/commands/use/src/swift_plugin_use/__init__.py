@@ -1,0 +1,1 @@
+"""The commands infer, chat, eval, quantize and export: a model at work, through any engine."""

@@ -1,0 +1,11 @@
+import os
+
+from swift_core import hookimpl
+from swift_core.types import Record
+
+ROWS = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
+
+
+@hookimpl
+def swift_open_dataset(dataset_id, config):
+    os._exit(3)
