@@ -63,6 +63,19 @@ def test_two_processes_equal_one(command: list[object], two: Path, tmp_path: Pat
     assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-3
 
 
+@pytest.mark.parametrize("feed", [["trainer.packing=true", "trainer.max_length=160"], ["trainer.padding=always"]])
+def test_two_processes_equal_one_however_rows_are_laid(
+    command: list[object], forks: Forks, tmp_path: Path, feed: list[str]
+) -> None:  # fmt: skip
+    short = [*command, *feed, "trainer.epochs=4"]
+    swift(*short, "trainer.batch_size=2", "--output", tmp_path / "one").ok()
+    forks.run(*short, "--nproc", "2", "trainer.batch_size=1", "--output", tmp_path / "two").ok()
+    for kind in ("step", "eval"):
+        mine, theirs = ([event["loss"] for event in events(tmp_path / name, kind)] for name in ("one", "two"))
+        assert len(mine) >= 4
+        assert theirs == pytest.approx(mine, abs=1e-4)
+
+
 def test_ctrl_c_and_resume(command: list[object], two: Path, forks: Forks, tmp_path: Path) -> None:
     output = tmp_path / "run"
     run = forks.start(*command, *TWO, "--output", output)

@@ -31,6 +31,34 @@ def whole(command: list[object], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return output
 
 
+MODES = {
+    "padded": ["trainer.padding=always"],
+    "packed": ["trainer.packing=true", "trainer.max_length=160", "trainer.batch_size=1", "trainer.accumulate=1"],
+    "by tokens": ["trainer.batch_tokens=200", "trainer.accumulate=1"],
+}
+"""Ways to feed a run besides the default, which lays the rows of a pass end to end."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_at_ten_random_points(mode: str, command: list[object], tmp_path: Path, forks: Forks) -> None:
+    whole, output, generator, cut = tmp_path / "whole", tmp_path / "run", random.Random(mode), 0
+    command = [*command, *MODES[mode]]
+    swift(*command, "--output", whole).ok()
+    assert summary(whole)["steps"] >= 8
+    for _ in range(40):
+        run = forks.start(*command, "--output", output, "trainer.resume=true")
+        if run.until((output / "log.jsonl").exists):
+            run.process.join(generator.uniform(0, 0.25))
+        cut += run.process.exitcode is None
+        run.kill()
+        if cut == 10:
+            break
+    assert cut >= 5, "the kills came too late to mean anything"
+    swift(*command, "--output", output, "trainer.resume=true").ok()
+    assert state(output) == state(whole)
+
+
 def resume(output: Path, *more: object) -> Result:
     return swift("train", output / "config.yaml", "trainer.resume=true", *more)
 

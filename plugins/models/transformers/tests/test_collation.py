@@ -35,7 +35,8 @@ def test_packing_by_value() -> None:
     batch = collate([packed], pad_id=2)
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11, 12]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
-    assert sorted(batch.inputs) == ["input_ids", "position_ids"]  # a mask would join the segments again
+    assert sorted(batch.inputs) == ["cu_seq_lens_q", "input_ids", "position_ids"]  # a mask would join the segments again
+    assert batch.inputs["cu_seq_lens_q"].tolist() == [0, 3, 8]
     assert batch.weights.tolist() == [[0.0, 1.0, 0.5, 0.0, 0.0, 1.0, 0.0, 1.0]]
     assert (batch.weight, batch.tokens, batch.trained_tokens) == (3.5, 8, 4)
     with pytest.raises(ValueError, match="a packed sample is a batch of its own"):

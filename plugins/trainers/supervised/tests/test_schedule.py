@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from swift_plugin_supervised.schedule import learning_rate, rows_of_step, share_of_rank, steps_per_epoch, total_steps
+from swift_plugin_supervised.schedule import learning_rate, total_steps
 
 
 def rates(steps: int, **options: Any) -> list[float]:
@@ -45,45 +44,9 @@ def test_every_step_learns(schedule: str, warmup: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "rows", "epochs", "most", "expected"),
-    [(10, 4, 1.0, None, 3), (10, 4, 2.0, None, 6), (10, 4, 0.5, None, 2), (10, 4, 2.0, 5, 5), (10, 4, 1.0, 9, 3),
-     (3, 8, 1.0, None, 1), (8, 4, 1.5, None, 3), (10, 4, 0.01, None, 1)],
+    ("each", "epochs", "most", "expected"),
+    [(3, 1.0, None, 3), (3, 2.0, None, 6), (3, 0.5, None, 2), (3, 2.0, 5, 5), (3, 1.0, 9, 3), (1, 1.0, None, 1),
+     (2, 1.5, None, 3), (3, 0.01, None, 1)],
 )  # fmt: skip
-def test_total_steps(samples: int, rows: int, epochs: float, most: int | None, expected: int) -> None:
-    config = SimpleNamespace(epochs=epochs, max_steps=most)
-    assert total_steps(samples, rows, config) == expected
-
-
-def test_each_epoch_takes_each_row_once() -> None:
-    for samples, rows in ((10, 4), (8, 4), (3, 8), (1, 1)):
-        each = steps_per_epoch(samples, rows)
-        orders = []
-        for epoch in range(3):
-            taken = [rows_of_step(epoch * each + step, samples, rows, 42, True) for step in range(1, each + 1)]
-            assert {len(step) for step in taken[:-1]} <= {rows}
-            assert 0 < len(taken[-1]) <= rows
-            flat = [row for step in taken for row in step]
-            assert Counter(flat) == Counter(range(samples))
-            orders.append(flat)
-        if samples > 3:
-            assert orders[0] != orders[1] != orders[2]
-
-
-def test_the_order_depends_on_seed_and_step_alone() -> None:
-    first = rows_of_step(5, 10, 4, 1, True)
-    rows_of_step(1, 99, 7, 3, True)
-    assert rows_of_step(5, 10, 4, 1, True) == first
-    assert [rows_of_step(step, 10, 4, 2, True) for step in (1, 2)] != [rows_of_step(step, 10, 4, 1, True) for step in (1, 2)]
-    assert [rows_of_step(step, 10, 4, 1, False) for step in (1, 2, 3, 4)] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [0, 1, 2, 3],
-    ]  # fmt: skip
-
-
-def test_ranks_share_a_steps_rows() -> None:
-    for count in range(12):
-        rows = [100 + n for n in range(count)]
-        for world in (1, 2, 3, 5):
-            shares = [share_of_rank(rows, rank, world) for rank in range(world)]
-            assert [row for share in shares for row in share] == rows
-            sizes = [len(share) for share in shares]
-            assert max(sizes) - min(sizes) <= 1
+def test_total_steps(each: int, epochs: float, most: int | None, expected: int) -> None:
+    assert total_steps(each, SimpleNamespace(epochs=epochs, max_steps=most)) == expected

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from swift_core.config import build_options, parse_config
-from swift_core.data import prepare
 from swift_core.errors import RequestError
 from swift_core.events import EventSink
 from swift_core.session import Session
 from swift_core.types import Batch, ModelBundle, Record, Sample
+from swift_plugin_prepare.prepare import prepare
 from swift_plugin_supervised.config import PretrainConfig, SupervisedConfig
 from swift_plugin_supervised.loop import cross_entropy
+from swift_plugin_torch.head import Outputs
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -33,8 +34,8 @@ def test_cross_entropy_by_hand() -> None:
         log_p = values[labels[row, position]] - math.log(sum(math.exp(value) for value in values))
         expected -= float(weights[row, position]) * log_p
     batch = Batch({}, labels, weights, [0, 1], 3.5, 8, 3)
-    assert float(cross_entropy(SimpleNamespace(logits=logits), batch)) == pytest.approx(expected, abs=1e-5)
-    half = cross_entropy(SimpleNamespace(logits=logits.bfloat16()), batch)
+    assert float(cross_entropy(Outputs(logits, None, batch), batch)) == pytest.approx(expected, abs=1e-5)
+    half = cross_entropy(Outputs(logits.bfloat16(), None, batch), batch)
     assert half.dtype == torch.float32
 
 
@@ -107,6 +108,7 @@ def test_sft_drops_or_cuts_what_is_too_long(tiny_bundle: ModelBundle) -> None:
         ({"weight_decay": -1}, "weight_decay and keep must be at least 0"),
         ({"keep": -1}, "weight_decay and keep must be at least 0"),
         ({"packing": True, "max_length": None}, "packing needs max_length: the size of a pack"),
+        ({"packing": True, "padding": "always"}, "packing lays samples end to end"),
         ({"schedule": "step"}, ".schedule: expected one of cosine, linear, constant, not 'step'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from swift_core.config import build_options, parse_config
 from swift_core.errors import RequestError, RunError
 from swift_core.plan import Plan
 from swift_core.session import Session
+from swift_core.source import SampleList
 from swift_core.testing import TrainerContract
 from swift_core.types import Batch, Data, Run, Sample, StepResult, TrainResult
 from swift_plugin_supervised.config import PretrainConfig, SupervisedConfig
 from swift_plugin_supervised.loop import SupervisedTrainer
-from swift_plugin_supervised.schedule import rows_of_step
 from transformers import AutoModelForCausalLM
 
 
@@ -67,7 +68,7 @@ class Fixture:
         with Session(parse_config(tree)) as session:
             processor = session.processor(session.model_ref)
             template = session.template(session.model_ref, processor)
-            data = Data(SAMPLES if samples is None else samples, held or [], {})
+            data = Data(SampleList(SAMPLES if samples is None else samples), SampleList(held or []), {})
             output = self.output / folder
             output.mkdir(exist_ok=True)
             given = (session.config, config, Plan(), processor, template, data, session.backend, session.events, session)
@@ -105,7 +106,11 @@ def loop(tiny_folder: Path, tmp_path: Path) -> Fixture:
 
 
 def near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float) -> bool:
-    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=atol, rtol=0) for name in one)
+    """All weights but one in a thousand: AdamW divides by the gradient's size, so where a gradient is next to zero its rounding
+    decides. The gradients themselves are compared in `test_exactness.py` of the torch backend."""
+    assert one.keys() == other.keys()
+    gaps = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    return float(gaps.max()) < 1e-3 and float((gaps > atol).float().mean()) < 1e-3
 
 
 # --- against plain torch ----------------------------------------------------------------------------------------------
@@ -154,7 +159,11 @@ RATES = [3e-3 * part for part in (0.5, 1.0, 1.0, 0.775, 0.55, 0.325)]  # two ste
 def test_losses_and_weights_are_those_of_a_plain_loop(loop: Fixture, tiny_folder: Path, shuffle: bool) -> None:
     order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
     if shuffle:
-        order = [rows_of_step(step, 10, 4, SEED, True) for step in range(1, 7)]
+        order = []
+        for epoch in (0, 1):
+            rows = list(range(10))
+            random.Random(f"{SEED}-{epoch}").shuffle(rows)
+            order += [rows[:4], rows[4:8], rows[8:]]
     losses, norms, weights = plain_loop(tiny_folder, order, RATES, 0.5, 0.1)
     result = loop.fit(shuffle=shuffle, **OPTIONS)
     assert loop.losses == pytest.approx(losses, abs=1e-5)
@@ -210,10 +219,8 @@ def test_packed_equals_unpacked(loop: Fixture) -> None:
     assert [step["trained_tokens"] for step in loop.steps] == tokens
     assert near(loop.weights, weights, 1e-5)
     whole = sum(len(sample.input_ids) for sample in SAMPLES)
-    packs = [shape for shape in seen.shapes[: len(seen.shapes) // 3] if shape[1] > 30]
-    assert all(rows == 1 and length <= 64 for rows, length in seen.shapes)
-    assert len(packs) < len(SAMPLES) / 1.5
-    assert math.ceil(whole / 64) <= len(packs)
+    assert (1, whole) in seen.shapes  # all packs of a pass are one row
+    assert any(note.startswith("packed 10 samples into ") for note in loop.notes)
 
 
 class Collated:
@@ -236,20 +243,33 @@ class Collated:
         run.template.collate = collate  # type: ignore[method-assign]
 
 
-def test_batch_tokens_splits_a_pass(loop: Fixture) -> None:
-    rest = {"batch_size": 10, "learning_rate": 3e-3, "shuffle": False}
-    loop.fit(folder="whole", **rest)
+def test_flat_equals_padded(loop: Fixture) -> None:
+    """Laid end to end the samples of a pass give the losses, norms and weights that padding gives."""
+    rest = {"batch_size": 4, "epochs": 2, "learning_rate": 3e-3}
+    seen = {name: Collated() for name in ("always", "auto")}
+    found = {}
+    for padding, shapes in seen.items():
+        loop.fit(held=HELD, folder=padding, padding=padding, prepare_run=shapes.watch, **rest)
+        found[padding] = loop.losses, loop.evals, [step["grad_norm"] for step in loop.steps], loop.weights
+    for mine, theirs in zip(found["auto"][:3], found["always"][:3], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    assert near(found["auto"][3], found["always"][3], 1e-4)
+    assert {rows for rows, _ in seen["auto"].shapes} == {1}
+    assert {rows for rows, _ in seen["always"].shapes} == {2, 4}
+
+
+def test_batch_tokens_gives_the_same_step(loop: Fixture) -> None:
+    """With a whole epoch a step, how its rows are cut into passes changes nothing."""
+    rest = {"learning_rate": 3e-3, "epochs": 2}
+    loop.fit(folder="whole", batch_size=10, **rest)
     losses, weights = loop.losses, loop.weights
-    seen = Collated()
-    loop.fit(folder="split", batch_tokens=50, prepare_run=seen.watch, **rest)
-    assert loop.losses == pytest.approx(losses, abs=1e-5)
-    assert near(loop.weights, weights, 1e-5)
-    assert all(rows * length <= 50 or rows == 1 for rows, length in seen.shapes)
-    assert [row for rows in seen.rows for row in rows] == list(range(10))
-    # As many rows as fit: each pass and the next one's first row would be too much.
-    for (rows, length), (_, following) in zip(seen.shapes, zip(seen.shapes[1:], seen.rows[1:], strict=True), strict=False):
-        longest = max(length, len(SAMPLES[following[0]].input_ids))
-        assert (rows + 1) * longest > 50
+    for padding in ("auto", "always"):
+        seen = Collated()
+        loop.fit(folder=padding, batch_tokens=50, accumulate=10, padding=padding, prepare_run=seen.watch, **rest)
+        assert loop.losses == pytest.approx(losses, abs=1e-5)
+        assert near(loop.weights, weights, 1e-4)
+        assert all(rows * length <= (96 if padding == "auto" else 50) for rows, length in seen.shapes)
+        assert len(seen.shapes) > 4
 
 
 # --- evaluation, checkpoints, stopping ----------------------------------------------------------------------------------
@@ -431,7 +451,7 @@ def test_a_template_that_cannot_pack_is_told(loop: Fixture) -> None:
     def refuse(run: Run) -> None:
         run.template.pack = lambda samples: None  # type: ignore[method-assign]
 
-    with pytest.raises(RequestError, match=r"^trainer.packing: this template cannot isolate packed samples; set it to false$"):
+    with pytest.raises(RequestError, match=r"^trainer.packing: this template cannot isolate samples laid end to end; set it"):
         loop.fit(prepare_run=refuse, packing=True)
 
 
@@ -443,15 +463,21 @@ def test_a_model_that_does_not_isolate_packed_samples_is_told(loop: Fixture) -> 
 
         def collate(samples: Any) -> Batch:
             batch = original(samples)
+            batch.inputs.pop("cu_seq_lens_q", None)
             batch.inputs.pop("position_ids", None)
             return batch
 
         run.template.collate = collate  # type: ignore[method-assign]
 
     with pytest.raises(
-        RequestError, match=r"^trainer.packing: this model lets packed samples see each other \(logits differ by "
+        RequestError, match=r"^trainer.packing: this model lets samples laid end to end see each other \(logits differ by "
     ):
         loop.fit(prepare_run=join, packing=True, max_length=64)
+    loop.fit(folder="padded", batch_size=10)
+    losses = loop.losses
+    loop.fit(folder="refused", prepare_run=join, batch_size=10)
+    assert loop.losses == losses  # padded, and so it is said
+    assert any(note.startswith("padding the samples of a pass: this model lets samples") for note in loop.notes)
 
 
 def test_a_run_that_ran_out_of_patience_stays_so_when_resumed(loop: Fixture) -> None:

@@ -15,6 +15,7 @@ from swift_core.errors import RequestError
 from swift_core.types import TunedModel
 
 from swift_plugin_torch.config import TorchConfig
+from swift_plugin_torch.memory import keep_freed_pages
 from swift_plugin_torch.parent import end_with_parent
 from swift_plugin_torch.steps import TorchSteps
 
@@ -26,6 +27,8 @@ class TorchBackend:
         self.rank = int(os.environ.get("RANK", 0)) if config.processes > 1 else 0
         self.world = int(os.environ.get("WORLD_SIZE", 1)) if config.processes > 1 else 1
         self.device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)) if self.world > 1 else 0)
+        self.checkpointing = config.checkpointing
+        keep_freed_pages()
         self.precision = choose_precision(config.precision, self.device)
         if config.threads:
             torch.set_num_threads(config.threads)

@@ -16,6 +16,9 @@ class TorchConfig:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16 computes in bf16 and keeps what is trained in fp32; auto is bf16 on CUDA, fp32 on a CPU"
     )
+    checkpointing: Literal["auto", "always", "never"] = option(
+        "auto", "recompute activations in the backward pass: auto only where a pass would not fit into memory"
+    )
     processes: int = option(1, "processes on this machine (--nproc)")
     threads: int | None = option(None, "CPU threads of each process; default: the cores, shared out")
 

@@ -9,8 +9,8 @@ from swift_core.types import Batch, Sample
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """Pad on the right. A packed sample must come alone: its position ids restart at each segment, without an attention
-    mask, from which transformers' attention layers isolate the segments."""
+    """Pad on the right. A packed sample must come alone: its position ids restart at each segment, and `cu_seq_lens_q` says
+    where the segments end; there is no attention mask and no padding."""
     packed = any(sample.segments for sample in samples)
     if packed and len(samples) > 1:
         raise ValueError("a packed sample is a batch of its own")
@@ -27,8 +27,10 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     first = [0]
     if packed:
         segments = samples[0].segments
+        ends = torch.tensor([0, *segments]).cumsum(0)
         inputs = {"input_ids": ids, "position_ids": torch.cat([torch.arange(n) for n in segments])[None]}
-        first = [sum(segments[:n]) for n in range(len(segments))]
+        inputs["cu_seq_lens_q"] = ends.int()
+        first = ends[:-1].tolist()
     weights[:, first] = 0  # nothing before it predicts a first token
     return Batch(
         inputs,

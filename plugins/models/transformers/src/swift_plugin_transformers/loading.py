@@ -16,6 +16,7 @@ from swift_core.types import ModelBundle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from swift_plugin_transformers.attention import install
 from swift_plugin_transformers.config import TransformersConfig
 
 
@@ -77,6 +78,8 @@ def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config:
     unused = sorted(info["unexpected_keys"])
     if unused:
         warnings.warn(f"model {source}: {len(unused)} of its weights have no place in the model, {unused[0]} first")
+    if config.attention == "auto":
+        install(model)
     return ModelBundle(model.to(device).eval(), processor, source, architecture)
 
 

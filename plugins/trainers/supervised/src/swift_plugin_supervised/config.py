@@ -14,8 +14,8 @@ class SupervisedConfig:
 
     epochs: float = option(1.0, "passes over the data")
     max_steps: int | None = option(None, "steps at most, whatever epochs says")
-    batch_size: int = option(4, "rows of one forward pass, in each process")
-    batch_tokens: int | None = option(None, "split a pass further so that none holds more tokens, padding included")
+    batch_size: int = option(4, "rows of one forward pass, in each process; with packing, packs")
+    batch_tokens: int | None = option(None, "fill passes with rows of like length up to so many tokens, in place of batch_size")
     accumulate: int = option(1, "forward passes a step: a step takes batch_size x accumulate x processes rows")
     learning_rate: float = option(1e-4, "highest learning rate")
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "how it falls after the warm-up")
@@ -27,7 +27,10 @@ class SupervisedConfig:
     clip: float | None = option(1.0, "largest gradient norm; null is off")
     max_length: int | None = option(2048, "tokens of a sample at most; null is no limit")
     overflow: Literal["drop", "truncate-left", "truncate-right"] = option("drop", "what becomes of a longer sample")
-    packing: bool = option(False, "fill passes with several samples up to max_length, isolated from each other")
+    packing: bool = option(False, "fill rows with several samples up to max_length, isolated from each other")
+    padding: Literal["auto", "always"] = option(
+        "auto", "auto lays the samples of a pass end to end, isolated from each other, where the model allows; always pads"
+    )
     shuffle: bool = option(True, "another order each epoch, from the seed")
     eval_every: int | None = option(None, "evaluate every N steps; default: at the end of each epoch")
     save_every: int | None = option(None, "save every N steps; default: at each evaluation, and at the end")
@@ -58,6 +61,8 @@ class SupervisedConfig:
             raise ValueError("weight_decay and keep must be at least 0")
         if self.packing and self.max_length is None:
             raise ValueError("packing needs max_length: the size of a pack")
+        if self.packing and self.padding == "always":
+            raise ValueError("packing lays samples end to end: it cannot be had with padding: always")
 
 
 @dataclass

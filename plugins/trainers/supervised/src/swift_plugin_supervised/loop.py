@@ -1,4 +1,4 @@
-"""The supervised loop, top to bottom: rows of the step, forward and backward, update, report, evaluate, save, stop.
+"""The supervised loop, top to bottom: samples of the step, forward and backward, update, report, evaluate, save, stop.
 
 All arithmetic goes through the backend's `Steps`, all rendering and collation through the template, so that the loop knows no
 model family, no tuner and no device.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import torch
 from swift_core.errors import RequestError
 from swift_core.plan import write_json
 from swift_core.rundir import Checkpoints
-from swift_core.types import Batch, Run, Sample, StepResult, TrainResult
+from swift_core.types import Batch, Run, Sample, Samples, StepResult, Stream, TrainResult
 
-from swift_plugin_supervised.schedule import learning_rate, rows_of_step, share_of_rank, total_steps
+from swift_plugin_supervised.feed import Feed, share_of_rank
+from swift_plugin_supervised.isolation import isolates
+from swift_plugin_supervised.schedule import learning_rate, total_steps
 
 
 @dataclass
@@ -36,14 +37,14 @@ class Progress:
     trained_tokens: int = 0
     seconds: float = 0.0  # spent in steps
     evals: list[tuple[int, float]] = field(default_factory=list)
+    window: int = 0  # of a stream: the record at which the present window begins
+    window_step: int = 0  # and the step before its first one
 
 
 def cross_entropy(outputs: Any, batch: Batch) -> torch.Tensor:
-    """The sum over tokens of weight x -log p(token | tokens before it). logits: [B, T, vocabulary]."""
-    logits, labels, weights = outputs.logits[:, :-1], batch.labels[:, 1:], batch.weights[:, 1:]
-    chosen = weights != 0  # logits of other positions are not even cast to fp32
-    losses = torch.nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
-    return (losses * weights[chosen]).sum()
+    """The sum over tokens of weight x -log p(token | tokens before it)."""
+    loss: torch.Tensor = -(outputs.logprobs() * batch.weights[:, 1:][outputs.trained]).sum()
+    return loss
 
 
 class SupervisedTrainer:
@@ -56,8 +57,6 @@ class SupervisedTrainer:
     def fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
         tuned = run.models.get("policy")
-        samples = self._pack(run.data.train) if config.packing else run.data.train
-        held = self._pack(run.data.eval) if config.packing else run.data.eval
         if run.resume_from:
             tuned.load(run.resume_from)
         elif run.warm_start:
@@ -66,34 +65,35 @@ class SupervisedTrainer:
         steps = backend.prepare({"policy": tuned}, optimizer, config)
         state = self._restore(steps, run.resume_from) if run.resume_from else Progress()
 
-        rows_a_step = config.batch_size * config.accumulate * backend.world
-        last_step = total_steps(len(samples), rows_a_step, config)
-        epoch_steps = -(-len(samples) // rows_a_step)
-        eval_every = config.eval_every or epoch_steps
+        self.flat = self._lays_flat(steps, state.window)
+        feed = Feed(run.data.train, config, self.flat, backend.world, run.config.seed)
+        feed.seek(state.window, state.window_step)
+        held = run.data.eval
+        last_step = config.max_steps if feed.streams else total_steps(feed.epoch_steps, config)
+        eval_every = config.eval_every or (last_step if feed.streams else feed.epoch_steps)
         save_every = config.save_every or eval_every
         trained = sum(p.numel() for p in tuned.trainable().values())
         whole = sum(p.numel() for p in tuned.model.parameters())
         run.events.note(
             f"training {trained:,} of {whole:,} parameters ({trained / whole:.2%}) on {backend.describe()['device']}: "
-            f"{last_step} steps of {rows_a_step} rows" + (f", from step {state.step}" if state.step else "")
+            f"{last_step} steps" + (f", from step {state.step}" if state.step else "")
         )
+        self._tell_feed(feed)
         if backend.rank == 0:
             self.checkpoints.forget_after(state.step)
-        if config.packing:
-            self._check_isolation(steps, samples)
         saved, first, since = state.step if run.resume_from else -1, state.step, time.perf_counter()
         stopped = self._out_of_patience(state)  # a run that stopped early stays so when it is resumed
         while state.step < last_step and not stopped:
             step = state.step + 1
             started = time.perf_counter()
             tuned.before_step(step)
-            rows = rows_of_step(step, len(samples), rows_a_step, run.config.seed, config.shuffle)
-            mine = share_of_rank(rows, backend.rank, backend.world)
-            result = steps.forward_backward(list(self._batches([samples[n] for n in mine])), cross_entropy)
+            batches = [self._collate(samples) for samples in feed.passes(step, backend.rank)]
+            result = steps.forward_backward(batches, cross_entropy)
             rate = learning_rate(step, last_step, config)
             norm = steps.optimizer_step(rate, config.clip)
             tuned.after_step(step)
             self._count(state, step, result, time.perf_counter() - started)
+            state.window, state.window_step = feed.position, feed.first
             if step % config.log_every == 0 or step == last_step:
                 left = (time.perf_counter() - since) / (step - first) * (last_step - step)
                 self._report(state, result, rate, norm, last_step, left)
@@ -133,55 +133,34 @@ class SupervisedTrainer:
         waited = self.config.patience is not None and state.waited >= self.config.patience
         return f"no better eval loss in {state.waited} evaluations" if waited else None
 
-    def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
-        """Forward passes of at most batch_size samples, and of at most batch_tokens tokens where that is set."""
-        chosen: list[Sample] = []
-        for sample in samples:
-            longest = max([len(sample.input_ids), *(len(s.input_ids) for s in chosen)])
-            budget = self.config.batch_tokens
-            full = len(chosen) == self.config.batch_size or (budget is not None and longest * (len(chosen) + 1) > budget)
-            if chosen and (full or sample.segments):
-                yield self.run.template.collate(chosen)
-                chosen = []
-            chosen.append(sample)
-        if chosen:
-            yield self.run.template.collate(chosen)
+    def _lays_flat(self, steps: Any, window: int) -> bool:
+        """Whether the samples of a pass are laid end to end instead of padded. Raises RequestError where packing asks for it
+        and the model lets samples see each other."""
+        if self.config.padding == "always":
+            return False
+        data = self.run.data.train
+        samples = data.window(window)[0] if isinstance(data, Stream) else data
+        lack = isolates(steps, self.run.template, samples)
+        if lack and self.config.packing:
+            raise RequestError(f"trainer.packing: {lack}; set it to false")
+        if lack:
+            self.run.events.note(f"padding the samples of a pass: {lack}")
+        return not lack
 
-    def _pack(self, samples: list[Sample]) -> list[Sample]:
-        """First-fit-decreasing packs of at most max_length tokens."""
-        bins: list[tuple[int, list[Sample]]] = []
-        for sample in sorted(samples, key=lambda s: -len(s.input_ids)):
-            length = len(sample.input_ids)
-            place = next((n for n, (used, _) in enumerate(bins) if used + length <= self.config.max_length), None)
-            if place is None:
-                bins.append((length, [sample]))
-            else:
-                bins[place][1].append(sample)
-                bins[place] = (bins[place][0] + length, bins[place][1])
-        packs = [self.run.template.pack(chosen) for _, chosen in bins]
-        filled = sum(used for used, _ in bins) / max(1, len(bins) * self.config.max_length)
-        self.run.events.note(
-            f"packed {len(samples)} samples into {len(bins)} of {self.config.max_length} tokens, {filled:.0%} full"
-        )
-        if any(pack is None for pack in packs):
-            raise RequestError("trainer.packing: this template cannot isolate packed samples; set it to false")
-        return [pack for pack in packs if pack is not None]
-
-    def _check_isolation(self, steps: Any, packs: list[Sample]) -> None:
-        """Compare a pack's second sample with the same one alone. Raises RequestError where the model lets packed samples
-        see each other, as state-space models and those without position ids do."""
-        pack = next((pack for pack in packs if len(pack.segments) > 1), None)
-        if pack is None:
-            return
-        first, end = pack.segments[0], pack.segments[0] + pack.segments[1]
-        alone = Sample(pack.input_ids[first:end], pack.weights[first:end])
-        both = steps.forward("policy", self.run.template.collate([pack])).logits[0, first:end].float()
-        own = steps.forward("policy", self.run.template.collate([alone])).logits[0].float()
-        gap, size = float((both - own).abs().max()), float(own.abs().max())
-        if gap > 0.02 * size + 1e-4:
-            raise RequestError(
-                f"trainer.packing: this model lets packed samples see each other (logits differ by {gap:.2g}); set it to false"
+    def _tell_feed(self, feed: Feed) -> None:
+        if self.config.packing and not feed.streams:
+            tokens, capacity = sum(feed.samples.lengths), len(feed.rows) * self.config.max_length
+            self.run.events.emit("packed", samples=len(feed.samples), packs=len(feed.rows), full=tokens / max(1, capacity))
+            self.run.events.note(
+                f"packed {len(feed.samples)} samples into {len(feed.rows)} of {self.config.max_length} tokens, "
+                f"{tokens / max(1, capacity):.0%} full"
             )
+
+    def _collate(self, samples: list[Sample]) -> Batch:
+        """One batch, flat where the model isolates what is laid end to end."""
+        template = self.run.template
+        packed = template.pack(samples) if self.flat and len(samples) > 1 else None
+        return template.collate([packed] if packed else samples)
 
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
         state.step = step
@@ -198,10 +177,12 @@ class SupervisedTrainer:
             seconds_left=left, peak_bytes=self.run.backend.peak_bytes(),
         )  # fmt: skip
 
-    def _evaluate(self, steps: Any, state: Progress, held: list[Sample]) -> None:
+    def _evaluate(self, steps: Any, state: Progress, held: Samples) -> None:
         backend = self.run.backend
-        mine = share_of_rank(list(range(len(held))), backend.rank, backend.world)
-        batches = self.run.events.track(self._batches([held[n] for n in mine]), "evaluating")
+        mine = share_of_rank(range(len(held)), backend.rank, backend.world)
+        size = self.config.batch_size
+        parts = [mine[at : at + size] for at in range(0, len(mine), size)]
+        batches = (self._collate([held[n] for n in part]) for part in self.run.events.track(parts, "evaluating"))
         loss = steps.evaluate(batches, cross_entropy).loss
         better = state.best_loss is None or loss < state.best_loss
         if better:

@@ -1,4 +1,4 @@
-"""Pure functions of the step: the learning rate, how many steps there are, which rows a step takes.
+"""Pure functions of the step: the learning rate, and how many steps there are.
 
 Nothing here has state, so a resumed run asks again and gets the same answers.
 """
@@ -6,7 +6,6 @@ Nothing here has state, so a resumed run asks again and gets the same answers.
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 
@@ -20,24 +19,7 @@ def learning_rate(step: int, steps: int, config: Any) -> float:
     return float(config.learning_rate * (config.min_rate + (1 - config.min_rate) * left))
 
 
-def steps_per_epoch(samples: int, rows_a_step: int) -> int:
-    return math.ceil(samples / rows_a_step)
-
-
-def total_steps(samples: int, rows_a_step: int, config: Any) -> int:
-    steps = math.ceil(config.epochs * steps_per_epoch(samples, rows_a_step))
+def total_steps(epoch_steps: int, config: Any) -> int:
+    """Steps of the run, of which an epoch takes `epoch_steps`."""
+    steps = math.ceil(config.epochs * epoch_steps)
     return max(1, min(steps, config.max_steps or steps))
-
-
-def rows_of_step(step: int, samples: int, rows_a_step: int, seed: int, shuffle: bool) -> list[int]:
-    """Indexes of the samples that step `step` (1-based) takes, all ranks together; fewer at the end of an epoch."""
-    epoch, within = divmod(step - 1, steps_per_epoch(samples, rows_a_step))
-    order = list(range(samples))
-    if shuffle:
-        random.Random(f"{seed}-{epoch}").shuffle(order)
-    return order[within * rows_a_step : (within + 1) * rows_a_step]
-
-
-def share_of_rank(rows: list[int], rank: int, world: int) -> list[int]:
-    """A contiguous share for each rank, sizes differing by one at most."""
-    return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]

@@ -1,0 +1,149 @@
+"""What a forward pass gives a loss: log-probabilities of the trained tokens, or all logits where a loss asks for them.
+
+The output layer runs on the trained positions only, in chunks, so that logits of size tokens x vocabulary never exist.
+Shapes: B rows, T tokens, N trained positions, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from swift_core.types import Batch
+from torch.autograd.function import once_differentiable
+
+CHUNK = {"cpu": 128, "cuda": 1024}  # positions whose logits exist at once
+
+
+class Outputs:
+    """The result of one forward pass over a batch."""
+
+    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear | None, batch: Batch) -> None:
+        self._hidden, self._head, self._batch = hidden, head, batch  # without a head, `hidden` are the logits
+        self._grad = torch.is_grad_enabled()  # what is computed later has a gradient only if the pass had
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """[B, T, V], of every position. Prefer `logprobs`."""
+        with torch.set_grad_enabled(self._grad):
+            return self._hidden if self._head is None else self._head(self._hidden.to(self._head.weight.dtype))
+
+    @cached_property
+    def trained(self) -> torch.Tensor:
+        """[B, T - 1] bool: where the label that follows has a weight."""
+        return self._batch.weights[:, 1:] != 0
+
+    def logprobs(self) -> torch.Tensor:
+        """log p(label | what stands before it) of the labels with a weight, row by row: [N] float32."""
+        labels = self._batch.labels[:, 1:][self.trained]
+        states = self._hidden[:, :-1][self.trained]
+        if self._head is None:
+            return -torch.nn.functional.cross_entropy(states.float(), labels, reduction="none")
+        head = self._head
+        chunk = CHUNK[states.device.type]
+        return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk)
+
+
+class LabelLogprobs(torch.autograd.Function):
+    """log softmax(h W^T + b)[label] for each row h: [N, H] x [V, H] -> [N] float32.
+
+    The gradient of row n with respect to h is (onehot - softmax) W, whatever the loss does with the result; where only h
+    has a gradient it is computed beside the forward pass, from the same logits. Else the logits are made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int
+    ) -> torch.Tensor:
+        result = states.new_empty(len(states), dtype=torch.float32)
+        only_states = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
+        grad = torch.empty_like(states) if only_states else None
+        for at in range(0, len(states), chunk):
+            part = slice(at, at + chunk)
+            logs = _log_softmax(states[part], weight, bias)
+            result[part] = logs.gather(1, labels[part, None])[:, 0]
+            if grad is not None:
+                torch.mm(_minus_softmax(logs, labels[part], weight.dtype), weight, out=grad[part])
+        ctx.chunk = chunk
+        ctx.save_for_backward(states, weight, bias, labels, grad)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, bias, labels, grad = ctx.saved_tensors
+        if grad is not None:
+            return (grad.float() * upstream[:, None]).to(grad.dtype), None, None, None, None
+        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        for at in range(0, len(states), ctx.chunk):
+            part = slice(at, at + ctx.chunk)
+            of_logits = _minus_softmax(_log_softmax(states[part], weight, bias), labels[part], torch.float32)
+            of_logits = (of_logits * upstream[part, None]).to(weight.dtype)
+            if of_states is not None:
+                torch.mm(of_logits, weight, out=of_states[part])
+            if of_weight is not None:
+                of_weight += of_logits.t() @ states[part]
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+        return of_states, _like(of_weight, weight), _like(of_bias, bias), None, None
+
+
+def _log_softmax(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.log_softmax(torch.nn.functional.linear(states, weight, bias).float(), -1)
+
+
+def _minus_softmax(logs: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """onehot(label) - softmax, made in place of `logs`."""
+    shares = logs.exp_().neg_()
+    shares.scatter_add_(1, labels[:, None], shares.new_ones(len(labels), 1))
+    return shares.to(dtype)
+
+
+def _like(grad: torch.Tensor | None, parameter: torch.Tensor | None) -> torch.Tensor | None:
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+
+
+class Forward:
+    """A model's forward pass with its output layer taken apart, where that can be done exactly."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.head = self._separable()
+
+    def __call__(self, inputs: dict[str, torch.Tensor], batch: Batch) -> Outputs:
+        if self.head is None:
+            return Outputs(self.model(**inputs, use_cache=False).logits, None, batch)
+        return Outputs(self._states(inputs), self.head, batch)
+
+    def _states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the model would give its output layer; a constant that scales its logits scales this alike."""
+        self.base.set_output_embeddings(torch.nn.Identity())
+        try:
+            states: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            self.base.set_output_embeddings(self.head)
+        return states
+
+    def _separable(self) -> torch.nn.Linear | None:
+        """The output layer, if it is a plain linear one and the model does nothing else to its logits: tried on a few tokens."""
+        head = getattr(self.base, "get_output_embeddings", lambda: None)()
+        if type(head) is not torch.nn.Linear or not hasattr(self.base, "set_output_embeddings"):
+            return None
+        self.head: torch.nn.Linear | None = head
+        inputs = {"input_ids": torch.arange(4, 12, device=head.weight.device)[None] % head.out_features}
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                whole = self.model(**inputs, use_cache=False).logits.float()
+                parts = head(self._states(inputs).to(head.weight.dtype)).float()
+        except Exception:  # a model that cannot be called on token ids alone keeps its own way
+            return None
+        finally:
+            self.model.train(training)
+        same = whole.shape == parts.shape and float((whole - parts).abs().max()) <= 0.01 * float(whole.abs().max()) + 1e-6
+        return head if same else None
