@@ -24,7 +24,7 @@ from swift_core.cli.main import run
 
 WARM = [
     "pytest", "torch", "transformers", "peft", "safetensors.torch", "swift_core.training", "swift_core.session",
-    "swift_core.cli.train", "swift_core.cli.use", "swift_plugin_transformers.loading", "swift_plugin_transformers.chat",
+    "swift_core.cli.train", "swift_plugin_use.infer", "swift_plugin_transformers.loading", "swift_plugin_transformers.chat",
     "swift_plugin_lora.tuner", "swift_plugin_supervised.loop", "swift_plugin_torch.engine", "swift_plugin_huggingface.dataset",
     "transformers.models.llama.modeling_llama",
 ]  # fmt: skip

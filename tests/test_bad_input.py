@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import THREADS, Forks, chat_row, checkpoint, state, sums, swift, swift_process, weights, write_rows
@@ -276,7 +277,7 @@ def test_a_folder_that_is_no_run(command: list[object], tiny_folder: Path) -> No
     assert (done.error, done.code) == (expected, 2)
     Path("killed/checkpoints/.step-3.tmp").mkdir(parents=True)
     done = swift(*command, "--from", "killed")
-    assert (done.error, done.code) == ("from: run killed has no finished checkpoint", 2)
+    assert (done.error, done.code) == ("run killed has no finished checkpoint yet", 2)
 
 
 def test_an_adapter_as_the_model(command: list[object]) -> None:
@@ -304,6 +305,8 @@ CHANGES = {
     "freeze": (["--freeze", "re:layers.0"], "freeze was [] and is ['re:layers.0']"),
     "quantizer": (["--quantizer", "hqq"], None),
     "processes": (["--nproc", "2"], "backend.processes was 1 and is 2"),
+    "model": (["model.attention=eager"], "model.attention was auto and is eager"),
+    "tuner plugin": (["--tuner", "full"], None),
     "two": (["seed=1", "tuner.alpha=1"], "tuner.alpha was 16.0 and is 1.0; seed was 42 and is 1"),
 }
 
@@ -325,6 +328,34 @@ def test_resume_with_other_settings(command: list[object], name: str) -> None:
     assert message in (None, done.error.removeprefix(start).removesuffix(end))
     assert state(Path("out")) == before
     swift("train", "out/config.yaml", "trainer.resume=true", "trainer.max_steps=5").ok()  # its length may change
+
+
+def edit_plan(**changes: Any) -> None:
+    """As if the checkpoint had been made elsewhere."""
+    file = Path("out/checkpoints/step-4/plan.json")
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def test_resume_by_another_plugin(command: list[object]) -> None:
+    """Two plugins may offer one name, and they need not compute the same."""
+    swift(*command).ok()
+    components = json.loads(Path("out/checkpoints/step-4/plan.json").read_text(encoding="utf-8"))["components"]
+    components["tuner"]["plugin"] = "acme-lora"
+    edit_plan(components=components)
+    done = swift("train", "out/config.yaml", "trainer.resume=true", "trainer.max_steps=5")
+    assert done.code == 2
+    assert "settings: tuner.provider was acme-lora and is swift-plugin-lora. Set them back" in done.error
+
+
+def test_resume_with_other_versions_is_warned_of(command: list[object]) -> None:
+    swift(*command).ok()
+    plugins = json.loads(Path("out/checkpoints/step-4/plan.json").read_text(encoding="utf-8"))["plugins"]
+    edit_plan(plugins={**plugins, "swift-plugin-lora": "0.0.9"})
+    done = swift("train", "out/config.yaml", "trainer.resume=true", "trainer.max_steps=5").ok()
+    last = Path("out/checkpoints/step-4")
+    said = f"warning: {last} was made with other versions, so its numbers may go on otherwise: "
+    said += "swift-plugin-lora 0.0.9 (now 0.1.0)"
+    assert done.err.splitlines().count(said) == 1
 
 
 @pytest.mark.parametrize("change", ["dataset", "holdout", "sample"])

@@ -193,6 +193,8 @@ def test_packed_and_accumulated_equal_plain(command: list[object], tmp_path: Pat
     for name, settings in shapes.items():
         swift(*command, "--output", tmp_path / name, *settings, "trainer.max_steps=1").ok()
         (runs[name],) = events(tmp_path / name, "step")
+    page = (tmp_path / "packed" / "report.html").read_text(encoding="utf-8")
+    assert "<p>packed 13 samples into " in page
     for name, step in runs.items():
         assert step["loss"] == pytest.approx(runs["plain"]["loss"], abs=1e-5), name
         assert step["grad_norm"] == pytest.approx(runs["plain"]["grad_norm"], rel=1e-4), name
@@ -311,7 +313,7 @@ def test_its_plan_names_who_did_what(run: Path) -> None:
         "trainer": "swift-plugin-supervised", "backend": "swift-plugin-torch",
     }  # fmt: skip
     assert set(plan["plugins"]) >= {part["plugin"] for part in plan["components"].values()}
-    assert plan["flags"] == {"trust_remote_code": False, "allow_pickle": False}
+    assert (plan["config"]["trust_remote_code"], plan["config"]["allow_pickle"]) == (False, False)
 
 
 def test_as_json(command: list[object], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from swift_core.testing.contracts import run_walled
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
-AREAS = {"models", "tuners", "trainers", "backends", "quantizers", "evaluators", "datasets"}
+AREAS = {"models", "tuners", "trainers", "backends", "quantizers", "evaluators", "datasets", "commands"}
 
 
 def project(folder: Path) -> dict[str, object]:
@@ -46,8 +46,11 @@ def test_is_installed_and_ready(folder: Path) -> None:
     assert (plugin.status, plugin.reason) == (READY, "")
     assert plugin.manifest is not None
     assert plugin.manifest.path.resolve() == (package(folder) / "swift_plugin.toml").resolve(), "another copy is installed"
-    done = swift("plugins", "check", name).ok()
-    assert done.out == f"{name} {plugin.version}: ok\n"
+
+
+def test_all_can_be_imported_and_their_hooks_fit() -> None:
+    faults = {row["name"]: row["fault"] for row in swift("plugins", "check", "--json").json()}
+    assert {faults[str(project(folder)["name"])] for folder in FOLDERS} == {""}
 
 
 @every

@@ -146,6 +146,24 @@ def test_train_names_each_plugin_that_it_lacks_until_none_is_missing(bare: Bare,
         bare.pip("uninstall", "-y", *asked)
 
 
+@pytest.mark.parametrize("command", ["infer", "chat", "eval", "quantize", "export"])
+def test_a_command_that_is_not_here_names_its_plugin(bare: Bare, command: str) -> None:
+    result = bare.swift(command, "--help")
+    expected = f"command {command!r} is not installed. Get it: pip install swift-plugin-use"
+    assert (result.code, result.error) == (2, expected)
+    assert f"  {command} " not in bare.swift("--help").ok().out
+
+
+def test_commands_come_and_go(bare: Bare) -> None:
+    bare.install("swift-plugin-use")
+    try:
+        assert "  infer     Answer the rows of a file into a file; resumable." in bare.swift("--help").ok().out
+        assert bare.swift("infer", "--help").ok().out.startswith("Usage: swift-core infer ")
+    finally:
+        bare.pip("uninstall", "-y", "swift-plugin-use")
+    assert "infer" not in bare.swift("--help").ok().out
+
+
 def test_the_default_model_names_its_plugin(bare: Bare) -> None:
     result = bare.swift("train", "--dataset", "rows.jsonl")
     assert (result.code, result.error) == (

@@ -31,7 +31,7 @@ def find(folder: str, ident: str = "x", kind: str = "tuners") -> Contribution:
     return Registry(build_index([folder])).find(kind, ident)
 
 
-def apply(contribution: Contribution, protocol: type | None = None, activator: Activator | None = None) -> Any:
+def apply(contribution: Contribution, protocol: type = object, activator: Activator | None = None) -> Any:
     call = (activator or Activator()).call
     return call(contribution, "swift_apply_tuner", protocol, tuner_id=contribution.id, bundle="bundle", config=None)
 
@@ -90,9 +90,9 @@ def test_a_plugin_that_fails_to_register_leaves_the_next_one_working(make_plugin
     folder = make_plugin("x", TUNER, HOOK + "return 1 if tuner_id == 'x' else None\n")
     activator = Activator()
     assert "swift_apply_tuner has no argument 'colour'; it has: tuner_id, bundle, config" in failure(
-        PluginLoadError, apply, find(folder, "bad"), None, activator
+        PluginLoadError, apply, find(folder, "bad"), object, activator
     )
-    assert apply(find(folder), None, activator) == 1
+    assert apply(find(folder), activator=activator) == 1
     assert [name for name, _ in activator.manager.list_name_plugin()] == ["swift-plugin-x"]
 
 
@@ -123,7 +123,7 @@ def test_the_plugin_whose_code_raised_is_blamed(make_plugin: Callable[..., str])
     folder = make_plugin("x", TUNER, HOOK + "return 1\n")
     activator = Activator()
     activator.activate([find(folder, "wrap")])
-    blamed = failure(PluginError, apply, find(folder), None, activator)
+    blamed = failure(PluginError, apply, find(folder), object, activator)
     assert blamed == "swift-plugin-wrap failed in swift_apply_tuner: ValueError: wrapped badly"
 
 

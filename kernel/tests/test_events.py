@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_a_task_speaks_after_two_seconds_and_then_every_ten() -> None:
         console(Event("progress", {"task": "reading", "done": int(second), "total": 500}, second))
     console(Event("progress", {"task": "reading", "done": 500, "total": 500, "finished": True}, 113.0))
     assert stream.getvalue() == "reading: 102/500\nreading: 112/500\nreading: 500 done\n"
+
+
+def test_a_task_that_gives_no_sign_speaks_all_the_same() -> None:
+    """As the loading of a model: nothing happens between its beginning and its end."""
+    stream, sink = io.StringIO(), EventSink()
+    sink.add(PlainConsole(stream))
+    with sink.task("loading m"):
+        time.sleep(2.2)
+        assert stream.getvalue() == "loading m ...\n"
+    assert stream.getvalue() == "loading m ...\nloading m: done in 0:02\n"
+    with sink.task("loading m"):
+        pass
+    time.sleep(2.2)
+    assert stream.getvalue() == "loading m ...\nloading m: done in 0:02\n"
 
 
 def test_a_quick_task_is_silent() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from swift_core.config import Component
 from swift_core.errors import PluginLoadError, RequestError
 from swift_core.index import PluginIndex, build_index
-from swift_core.registry import Contribution, Registry, check_requires, model_architecture, plugin_faults
+from swift_core.models import resolve_model
+from swift_core.registry import Contribution, Registry, check_requires, plugin_faults, read_model_config
 
 LORA = '[[tuners]]\nid = "lora"\n'
 
@@ -157,14 +159,17 @@ def test_suggestions_name_each_distribution_once() -> None:
     ("config", "architecture"),
     [({"architectures": ["A", "B"]}, "A"), ({"architectures": []}, None), ({"architectures": None}, None), ({}, None)],
 )
-def test_architecture(tmp_path: Path, config: dict[str, Any], architecture: str | None) -> None:
+def test_architecture(
+    make_plugin: Callable[..., str], tmp_path: Path, config: dict[str, Any], architecture: str | None
+) -> None:
+    registry = Registry(build_index([make_plugin("x", '[[models]]\nid = "any"\ngeneric = true\n')]))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert model_architecture(tmp_path) == architecture
+    assert resolve_model(registry, Component(str(tmp_path))).architecture == architecture
 
 
 def test_a_folder_without_a_readable_config(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"holds no config.json: it is not a model folder\.$"):
-        model_architecture(tmp_path)
+        read_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config.json cannot be read: Expecting property name"):
-        model_architecture(tmp_path)
+        read_model_config(tmp_path)

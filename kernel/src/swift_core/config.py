@@ -7,6 +7,7 @@ the plugin that offers the name, so unknown options are found only after that pl
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,6 +80,9 @@ class RunConfig:
     seed: int = option(42, "seed of every random generator")
     holdout: float = option(0.0, "rows kept back for evaluation: a share below 1, or a count")
     bad_rows: Literal["stop", "skip"] = option("stop", "what an unusable row does: stop the run, or be skipped and counted")
+    stream: bool = option(False, "prepare the data window by window while training; needs trainer.max_steps")
+    window: int = option(4096, "rows of a window of a stream")
+    data_workers: int | None = option(None, "processes that prepare rows; default: up to four for much data")
     warm_start: str | None = option(None, "a checkpoint or run whose weights to begin with (written `from` in YAML)")
     freeze: list[str] = option([], "parameters that stay as they are: how their names begin, or re:PATTERN")
     strict: bool = option(False, "a failing callback ends the run")
@@ -86,7 +90,7 @@ class RunConfig:
     allow_pickle: bool = option(False, "allow .bin weights, read with weights_only=True")
 
     def dump(self) -> dict[str, Any]:
-        """As YAML would write it, empty parts left out."""
+        """As YAML would write it: plain values, options that are not set left out."""
         out: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -97,9 +101,10 @@ class RunConfig:
                 value = [entry.dump() if isinstance(entry, Component) else entry for entry in value]
             elif isinstance(value, dict):
                 value = {role: entry.dump() for role, entry in value.items()}
-            if value not in ({}, [], None):
+            if value not in ({}, None):
                 out[key] = value
-        return out
+        plain: dict[str, Any] = json.loads(json.dumps(out, default=str))
+        return plain
 
 
 SINGLE = ("model", "template", "tuner", "trainer", "backend", "engine", "quantizer", "evaluator")
@@ -113,16 +118,10 @@ def load_config(files: list[Path], overrides: list[str], flags: dict[str, Any] |
     """
     tree: dict[str, Any] = {}
     for file in files:
-        read = ((str(key), value) for key, value in _read_yaml(file).items() if value is not None)
-        # A bare string is its component's name.
-        _merge(tree, {key: {"name": value} if key in SINGLE and isinstance(value, str) else value for key, value in read})
+        _merge(tree, {str(key): _normal(key, value) for key, value in _read_yaml(file).items() if value is not None})
     for key, value in (flags or {}).items():
-        if value is None or value == () or value == []:
-            continue
-        if key in SINGLE:
-            _choose(tree, key, value)
-        else:
-            tree[key] = list(value) if isinstance(value, tuple) else value
+        if value not in (None, (), []):
+            _set(tree, [key], list(value) if isinstance(value, tuple) else value, key)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -180,8 +179,9 @@ def build_options(cls: type[T] | None, raw: dict[str, Any], address: str) -> T |
 
 
 def dump_options(options: Any) -> dict[str, Any]:
-    """An options dataclass as plain values; {} for None."""
-    return dataclasses.asdict(options) if options is not None else {}
+    """What can be set of an options dataclass, as plain values; {} for None."""
+    known = {item.name for item in dataclasses.fields(options) if item.init} if options is not None else ()
+    return {name: value for name, value in dataclasses.asdict(options).items() if name in known} if known else {}
 
 
 def describe_options(cls: type | None) -> list[tuple[str, str, Any, str]]:
@@ -295,26 +295,27 @@ def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
             tree[key] = value
 
 
-def _choose(tree: dict[str, Any], key: str, name: str) -> None:
-    """A flag names a component: options written for another name are not its own, and go."""
-    current = tree.get(key)
-    if isinstance(current, dict) and current.get("name") in (None, name):
-        current["name"] = name
-    else:
-        tree[key] = {"name": name}
+def _normal(key: str, value: Any) -> Any:
+    """A bare string is its component's name, and one component a list of one."""
+    if key in SINGLE:
+        return {"name": value} if isinstance(value, str) else value
+    if key in LISTS:
+        items = value if isinstance(value, list) else [value]
+        return [{"name": item} if isinstance(item, str) else item for item in items]
+    return value
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any, address: str) -> None:
+    """Set what a dotted path names. A component's name drops options that were written for another name."""
     head, rest = path[0], path[1:]
-    if head in LISTS and isinstance(tree.get(head), str):
-        tree[head] = [tree[head]]
     if not rest:
-        if head in SINGLE:
-            _choose(tree, head, str(value))
+        current = tree.get(head)
+        if head in SINGLE and isinstance(current, dict) and current.get("name") in (None, str(value)):
+            current["name"] = str(value)
         else:
-            tree[head] = value
+            tree[head] = _normal(head, value)
         return
-    current: Any = tree.setdefault(head, [] if head in LISTS else {})
+    current = tree.setdefault(head, [] if head in LISTS else {})
     if isinstance(current, str):
         current = tree[head] = {"name": current}
     if isinstance(current, list):
@@ -325,10 +326,8 @@ def _set(tree: dict[str, Any], path: list[str], value: Any, address: str) -> Non
         if int(rest[0]) >= len(current):
             raise RequestError(f"{address}: {head} has {len(current)} entries, counted from 0")
         if len(rest) == 1:
-            current[int(rest[0])] = str(value)
+            current[int(rest[0])] = {"name": value}
             return
-        if isinstance(current[int(rest[0])], str):
-            current[int(rest[0])] = {"name": current[int(rest[0])]}
         current, rest = current[int(rest[0])], rest[1:]
     if not isinstance(current, dict):
         raise RequestError(f"{address}: {head} is not a mapping")

@@ -57,6 +57,11 @@ class CapabilityError(RequestError):
     """Something was asked of an object that its capabilities do not include."""
 
 
+def one_line(err: BaseException) -> str:
+    """`ValueError: the text of it`, whatever line breaks it holds."""
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean: lora?"`, or the empty string when nothing known is near `name`."""
     import difflib  # only when something is wrong

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -75,11 +76,11 @@ class EventSink:
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
         """Something long that cannot be counted: a bar without an end while it lasts."""
-        self.emit("progress", task=name, done=0, total=None)
+        self.emit("progress", task=name, done=0, total=None, counted=False)
         try:
             yield
         finally:
-            self.emit("progress", task=name, done=1, total=1, finished=True)
+            self.emit("progress", task=name, done=1, total=1, finished=True, counted=False)
 
     def track(self, items: Iterable[T], task: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, emitting `progress` events at most ten times a second."""
@@ -115,18 +116,20 @@ class LogWriter:
 
 
 class PlainConsole:
-    """Lines for pipes and logs. A task that takes over two seconds says so, then every ten seconds."""
+    """Lines for pipes and logs. A task that takes over two seconds says so, then every ten seconds, and how it ended."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self.stream = stream or sys.stderr
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, threading.Timer]] = {}
         self._told: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        line = self.line(event)
-        if line:
-            self.stream.write(line + "\n")
-            self.stream.flush()
+        if line := self.line(event):
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        self.stream.write(line + "\n")
+        self.stream.flush()
 
     def line(self, event: Event) -> str | None:
         """The text of an event, or None when there is nothing to say yet."""
@@ -146,17 +149,28 @@ class PlainConsole:
         return None
 
     def _progress(self, event: Event) -> str | None:
-        task, now = event.data["task"], event.time
+        task, done, total, now = event.data["task"], event.data["done"], event.data["total"], event.time
+        if task not in self._started:
+            timer = threading.Timer(2, self._begun, [task])
+            self._started[task], timer.daemon = (now, timer), True
+            if not event.data.get("counted", True):  # a counted one gives signs, and may fork
+                timer.start()
+        started, timer = self._started[task]
         if event.data.get("finished"):
-            self._started.pop(task, None)
-            said = self._told.pop(task, None)
-            return f"{task}: {event.data['done']} done" if said else None
-        started = self._started.setdefault(task, now)
+            timer.cancel()
+            del self._started[task]
+            ended = f"{done} done" if event.data.get("counted", True) else f"done in {format_seconds(now - started)}"
+            return f"{task}: {ended}" if self._told.pop(task, None) else None
         if now - started < 2 or now - self._told.get(task, 0) < 10:
             return None
         self._told[task] = now
-        total = f"/{event.data['total']}" if event.data["total"] else ""
-        return f"{task}: {event.data['done']}{total}"
+        return f"{task}: {done}{f'/{total}' if total else ''}"
+
+    def _begun(self, task: str) -> None:
+        """A task that gave no sign for two seconds, such as the loading of a model."""
+        if task in self._started and task not in self._told:
+            self._told[task] = time.time()
+            self._write(f"{task} ...")
 
 
 def describe_step(data: dict[str, Any]) -> str:
@@ -181,3 +195,10 @@ def make_console() -> Listener:
 
         return RichConsole()
     return PlainConsole()
+
+
+def console_events(strict: bool = False) -> EventSink:
+    """An event stream that shows itself on standard error."""
+    events = EventSink(strict)
+    events.add(make_console())
+    return events

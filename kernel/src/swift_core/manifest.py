@@ -14,7 +14,7 @@ from typing import Any
 from swift_core.api import KINDS, parse_api
 from swift_core.errors import did_you_mean
 
-PART_KINDS = ("optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
+PART_KINDS = ("preparer", "optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
 
 _COMMON: dict[str, type[Any]] = {"id": str, "summary": str, "requires": list, "config": str, "capabilities": list}
 _EXTRA: dict[str, dict[str, type[Any]]] = {

@@ -13,9 +13,9 @@ from typing import Any
 
 from swift_core.activate import load_object
 from swift_core.config import Component
-from swift_core.errors import PluginError, PluginLoadError, RequestError, SwiftError, did_you_mean
+from swift_core.errors import PluginError, PluginLoadError, RequestError, SwiftError, did_you_mean, one_line
 from swift_core.plan import Plan
-from swift_core.registry import Contribution, Registry, check_requires, model_architecture
+from swift_core.registry import Contribution, Registry, check_requires, read_model_config
 from swift_core.rundir import Checkpoints
 
 
@@ -86,11 +86,8 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
     installed = ", ".join(ids) or "none"
     if path.is_file():
         raise RequestError(f"model {name!r} is a file; give the folder that holds config.json and the weights")
-    try:
-        registry.find("models", name)
-    except RequestError as err:
-        if "not installed" in str(err) or "installed but" in str(err):
-            raise
+    if lack := registry.missing("models", name):
+        raise lack
     raise RequestError(
         f"model {name!r}: no such folder, and no installed model id.{did_you_mean(name, ids)} Installed ids: {installed}. "
         "A hub id reads owner/name."
@@ -108,15 +105,12 @@ def _made_folder(entry: Contribution, source: str) -> Path:
     except SwiftError:
         raise
     except Exception as err:
-        raise PluginError(entry.plugin.name, source, f"{type(err).__name__}: {' '.join(str(err).split())}") from err
+        raise PluginError(entry.plugin.name, source, one_line(err)) from err
 
 
 def _folder(registry: Registry, path: Path, component: Component) -> ModelRef:
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
-        last = Checkpoints(path).last()
-        if last is None:
-            raise RequestError(f"run {path} has no finished checkpoint yet")
-        path = last
+        path = Checkpoints(path).last_of_run()
     plan = Plan.load(path) if (path / "plan.json").is_file() else None
     if (path / "config.json").is_file():
         return replace(_plain_folder(registry, path, component), plan=plan)
@@ -136,9 +130,8 @@ def _folder(registry: Registry, path: Path, component: Component) -> ModelRef:
 
 
 def _plain_folder(registry: Registry, path: Path, component: Component) -> ModelRef:
-    architecture = model_architecture(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_model_config(path)
+    architecture = next(iter(config.get("architectures") or ()), None)
     quantization = (config.get("quantization_config") or {}).get("quant_method")
-    loader = registry.loader(architecture, component.provider)
-    family = registry.family(architecture)
+    loader, family = registry.loader(architecture, component.provider), registry.family(architecture)
     return ModelRef(str(path), str(path.resolve()), loader, family, architecture, quantization, options=component.options)

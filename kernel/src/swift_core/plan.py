@@ -12,6 +12,7 @@ from typing import Any
 
 from swift_core import __version__
 from swift_core.api import API
+from swift_core.config import Component
 from swift_core.errors import RequestError
 from swift_core.index import PluginIndex
 
@@ -22,9 +23,7 @@ class Plan:
 
     components: dict[str, Any] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
-    flags: dict[str, bool] = field(default_factory=dict)  # trust_remote_code, allow_pickle
-    seed: int = 42
-    freeze: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)  # the run's, resolved in full: seed and flags are here
     data: str = ""  # fingerprint of the samples
     core: str = __version__
     api: str = f"{API[0]}.{API[1]}"
@@ -43,6 +42,16 @@ class Plan:
         except (ValueError, TypeError, OSError) as err:
             raise RequestError(f"{file} cannot be read: {err}") from None
 
+    def component(self, kind: str) -> Component:
+        """A component as it was, to be chosen again."""
+        planned = self.components[kind]
+        return Component(planned["name"], planned["plugin"], planned["options"])
+
+    def settings(self) -> dict[str, Any]:
+        """Every option by its dotted address, and as `tuner.provider` the plugin that answers for a name."""
+        providers = {f"{kind}.provider": part["plugin"] for kind, part in self.components.items()}
+        return _flat(self.config, "") | providers
+
     def differences(self, index: PluginIndex) -> list[str]:
         """What is installed in another version than the plan was made with."""
         found = {name: plugin.version for name, plugin in index.plugins.items()} | {"swift-core": __version__}
@@ -52,6 +61,13 @@ class Plan:
             for name, version in planned.items()
             if found.get(name) != version
         ]
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
-from swift_core.errors import Interrupted, SwiftError
+from swift_core.errors import Interrupted, SwiftError, one_line
 from swift_core.plan import write_json
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 1
     except Exception as err:
-        _report(folder, err, f"unexpected {type(err).__name__}: {' '.join(str(err).split())}", 1)
+        _report(folder, err, f"unexpected {one_line(err)}", 1)
         return 1
     return 0
 

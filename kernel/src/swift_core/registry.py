@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from swift_core.api import KINDS
 from swift_core.errors import PluginLoadError, RequestError, did_you_mean
-from swift_core.index import Plugin, PluginIndex, plugin_name
+from swift_core.index import READY, Plugin, PluginIndex, plugin_name
 from swift_core.manifest import Entry
 
 
@@ -104,25 +104,31 @@ class Registry:
         table = tomllib.loads((manifest.path.parent / file).read_text(encoding="utf-8"))
         return list(table.get("checkpoints", []))
 
-    def _fail(self, kind: str, ident: str) -> NoReturn:
-        singular = KINDS[kind]
+    def ids(self, kind: str) -> list[str]:
+        """Every id of a kind, installed or only known, for suggestions."""
+        return list(dict.fromkeys([*(c.id for c in self.all(kind)), *self._known.get(kind, {})]))
+
+    def missing(self, kind: str, ident: str) -> RequestError | None:
+        """What is said of an id whose plugin is not installed, or installed and not usable; None of any other id."""
+        if self.has(kind, ident):
+            return None
+        singular, dist = KINDS[kind], self._known.get(kind, {}).get(ident)
         for plugin in self.index.plugins.values():
             claims = any((entry.kind, entry.id) == (kind, ident) for entry in plugin.entries)
-            known = self._known.get(kind, {}).get(ident) == plugin.name
-            if not plugin.usable and (claims or known):
-                raise PluginLoadError(
+            if not plugin.usable and (claims or dist == plugin.name):
+                return PluginLoadError(
                     f"{singular} {ident!r} comes from {plugin.name} {plugin.version}, which is installed but "
                     f"{plugin.status}: {plugin.reason}"
                 )
-        if ident in self._known.get(kind, {}):
-            dist = self._known[kind][ident]
-            raise RequestError(f"{singular} {ident!r} is not installed. Get it: pip install {dist}")
-        installed = [c.id for c in self.all(kind)]
-        known_ids = {**dict.fromkeys(installed), **self._known.get(kind, {})}
-        names = ", ".join(dict.fromkeys(installed)) or f"none (see swift-core {kind} list)"
+        return RequestError(f"{singular} {ident!r} is not installed. Get it: pip install {dist}") if dist else None
+
+    def _fail(self, kind: str, ident: str) -> NoReturn:
+        if lack := self.missing(kind, ident):
+            raise lack
+        names = ", ".join(dict.fromkeys(c.id for c in self.all(kind))) or f"none (see swift-core {kind} list)"
         unread = ", ".join(plugin.name for plugin in self.index.plugins.values() if not plugin.usable and not plugin.entries)
         hint = f" Installed but not usable: {unread} (see swift-core plugins list)." if unread else ""
-        raise RequestError(f"no {singular} {ident!r}.{did_you_mean(ident, known_ids)} Installed: {names}.{hint}")
+        raise RequestError(f"no {KINDS[kind]} {ident!r}.{did_you_mean(ident, self.ids(kind))} Installed: {names}.{hint}")
 
     def suggestions(self, kind: str) -> list[str]:
         """Distributions of this project that offer a kind: what to install when its list is empty."""
@@ -163,14 +169,19 @@ def plugin_faults(plugin: Plugin) -> str:
     return ""
 
 
-def model_architecture(folder: Path) -> str | None:
-    """The first of `architectures` in a folder's config.json. Raises RequestError when the file cannot be read."""
+def plugin_problem(plugin: Plugin) -> str:
+    """`BROKEN: reason`, `LACKS: requirement`; the empty string for a plugin that can be used."""
+    fault = plugin_faults(plugin)
+    return f"{plugin.status if plugin.status != READY else 'LACKS'}: {fault}" if fault else ""
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json. Raises RequestError when it cannot be read."""
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{folder} holds no config.json: it is not a model folder.") from None
     except (ValueError, OSError) as err:
         raise RequestError(f"{file} cannot be read: {err}") from None
-    names = config.get("architectures") or [None]
-    return None if names[0] is None else str(names[0])
+    return config

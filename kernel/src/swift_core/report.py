@@ -34,11 +34,12 @@ def write_report(output: Path) -> None:
         memory = [(step, event["peak_bytes"] / 2**20) for step, event in sorted(steps.items())]
         parts += ["<h2>Peak memory, MiB</h2>", _chart([("MiB", memory)])]
     if runs:
-        parts += ["<h2>Data</h2>", _table(runs[-1]["data"]), "<h2>Plan</h2>", _table(runs[-1]["plan"] | runs[-1]["backend"])]
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(output.name)}</title><style>{STYLE}</style>" + "\n".join(
-        parts
-    )
-    (output / "report.html").write_text(page, encoding="utf-8")
+        said = dict.fromkeys(html.escape(event["text"]) for event in events if event["event"] in ("note", "warning"))
+        notes = "".join(f"<p>{text}</p>" for text in said)  # such as how samples were packed
+        parts += ["<h2>Data</h2>", _table(runs[-1]["data"]), notes]
+        parts += ["<h2>Plan</h2>", _table(runs[-1]["plan"] | runs[-1]["backend"])]
+    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(output.name)}</title><style>{STYLE}</style>"
+    (output / "report.html").write_text(head + "\n".join(parts), encoding="utf-8")
 
 
 def _table(values: dict[str, Any], skip: tuple[str, ...] = ()) -> str:

@@ -78,7 +78,7 @@ class Checkpoints:
     """`checkpoints/step-N` of a run, with the links `last` and `best`."""
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / "checkpoints"
+        self.run, self.folder = run, run / "checkpoints"
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
@@ -91,6 +91,12 @@ class Checkpoints:
     def last(self) -> Path | None:
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
+
+    def last_of_run(self) -> Path:
+        """The last checkpoint. Raises RequestError where there is none."""
+        if (last := self.last()) is None:
+            raise RequestError(f"run {self.run} has no finished checkpoint yet")
+        return last
 
     def best(self) -> Path | None:
         link = self.folder / "best"

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from swift_core import data, types
+from swift_core import types
 from swift_core.activate import Activator, load_options
 from swift_core.config import DEFAULT_MODEL, CliText, Component, RunConfig, coerce, dump_options
 from swift_core.errors import CapabilityError, RequestError, did_you_mean
@@ -23,6 +23,9 @@ from swift_core.index import build_index
 from swift_core.models import ModelRef, resolve_model
 from swift_core.plan import Plan
 from swift_core.registry import Contribution, Registry
+from swift_core.source import Source, split_sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,12 @@ class Session:
     def trainer(self) -> Chosen:
         return self.choose("trainers", self.config.trainer)
 
+    @property
+    def trainer_template(self) -> str | None:
+        """The template that the trainer's manifest names: used unless the user names another."""
+        named: str | None = self.trainer.contribution.entry.options.get("template")
+        return named
+
     def resolve_all(self) -> Plan:
         """Resolve, check and activate every component of a training run; the plan of it."""
         ref = self.model_ref
@@ -153,33 +162,31 @@ class Session:
             raise RequestError(
                 f"model {ref.name} is an adapter; train the base model with --from {ref.name}, or merge it first"
             )
-        chosen: dict[str, Chosen] = {"tuner": self.choose("tuners", self.config.tuner), "trainer": self.trainer}
-        chosen["backend"] = self.choose("backends", self.config.backend)
-        chosen["template"] = self.template_choice(ref, self.trainer.contribution.entry.options.get("template"))
-        if self.config.quantizer.name:
-            chosen["quantizer"] = self.choose("quantizers", self.config.quantizer)
-        contributions = [item.contribution for item in chosen.values()]
-        for component in self.config.callbacks:
-            contributions.append(self.choose("callbacks", component).contribution)
-        self.activator.activate([*contributions, ref.loader])
+        chosen = {"trainer": self.trainer, "template": self.template_choice(ref, self.trainer_template)}
+        for kind in ("tuner", "backend", "quantizer"):
+            if (component := getattr(self.config, kind)).name:
+                chosen[kind] = self.choose(f"{kind}s", component)
+        callbacks = [self.choose("callbacks", component) for component in self.config.callbacks]
+        self.choose("parts", Component("preparer/standard"))  # the plan names its version too
+        self.activator.activate([ref.loader, *(item.contribution for item in [*chosen.values(), *callbacks])])
         components: dict[str, Any] = {
             kind: {"name": item.id, "plugin": item.contribution.plugin.name, "options": dump_options(item.options)}
             for kind, item in chosen.items()
         }
-        components["template"]["of_trainer"] = chosen["template"].id == self.trainer.contribution.entry.options.get("template")
+        components["template"]["of_trainer"] = chosen["template"].id == self.trainer_template
         named = str(Path(ref.name).resolve()) if Path(ref.name).is_dir() else ref.name
-        components["model"] = {"name": named, "plugin": ref.loader.plugin.name, "options": dict(ref.options)}
+        options = dump_options(self._loader(ref).options)
+        components["model"] = {"name": named, "plugin": ref.loader.plugin.name, "options": options}
         components["model"] |= {"architecture": ref.architecture, "source": ref.source}
-        flags = {"trust_remote_code": self.config.trust_remote_code, "allow_pickle": self.config.allow_pickle}
-        return Plan(components, dict(sorted(self.used.items())), flags, self.config.seed, list(self.config.freeze))
+        return Plan(components, dict(sorted(self.used.items())))
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
-    def records(self, components: list[Component], key: str = "dataset") -> list[types.Record]:
-        """All records of some data sets, each sampled and weighted. Raises RequestError when there is none."""
-        found: list[types.Record] = []
+    def sources(self, components: list[Component], key: str = "dataset") -> list[Source]:
+        """Opened data sets, with how each is to be sampled and weighted."""
+        found = []
         for number, component in enumerate(components):
-            name, sample = data.split_sample(component.name or "")
+            name, sample = split_sample(component.name or "")
             options = dict(component.options)
             address = f"{key}.{number}"
             sample = coerce(options.pop("sample", sample), int | None, f"{address}.sample")
@@ -195,78 +202,86 @@ class Session:
                 options["path"] = CliText(name)
             chosen = self._chosen(entry, options)
             try:
-                opened = self.call(chosen, "swift_open_dataset", types.Dataset, dataset_id=chosen.id, config=chosen.options)
+                opened = self.call(chosen, "swift_open_dataset", types.Dataset)
             except RequestError as err:
                 if Path(name).exists():
                     raise
                 raise self._no_dataset(name, err) from err
-            records = list(self.events.track(opened, f"reading {name}"))
+            found.append(Source(name, opened, sample, weight, key == "eval_dataset", component=chosen))
+        return found
+
+    def records(self, components: list[Component], key: str = "dataset") -> list[types.Record]:
+        """All records of some data sets, each sampled and weighted. Raises RequestError when there is none."""
+        found: list[types.Record] = []
+        for source in self.sources(components, key):
+            if source.sample is not None:
+                source.draw(self.config.seed, self.events.warn)
+            records = list(self.events.track(source.records(), f"reading {source.name}"))
             if not records:
-                raise RequestError(f"{key} {name!r} is empty: it has no rows")
-            if sample is not None and sample > len(records):
-                self.events.warn(f"{key} {name!r} has {len(records)} rows, {sample} were asked for")
-            for record in (drawn := data.draw(records, sample, self.config.seed)):
-                record.weight = weight
-            found += drawn
+                raise RequestError(f"{source.label} is empty: it has no rows")
+            found += records
         return found
 
     def _no_dataset(self, name: str, err: RequestError) -> RequestError:
         """What is said of a name that is no file: that its plugin is missing or broken, or which id is near it."""
-        try:
-            self.registry.find("datasets", name)
-        except RequestError as lack:
-            if "not installed" in str(lack) or "installed but" in str(lack):
-                return lack
+        if lack := self.registry.missing("datasets", name):
+            return lack
         ids = [c.id for c in self.registry.all("datasets") if not c.entry.options.get("generic")]
         return RequestError(f"{err}{did_you_mean(name, ids)}")
 
-    def prepare(self, template: types.Template) -> tuple[types.Data, data.Account]:
-        """Read and encode everything that the run trains and evaluates on."""
+    @cached_property
+    def preparer(self) -> types.Preparer:
+        preparer: types.Preparer = self.part("preparer", "standard")
+        self._stack.callback(preparer.close)
+        return preparer
+
+    def prepare(self, template: types.Template) -> tuple[types.Data, Any]:
+        """Read and encode what the run trains and evaluates on; the data, and the account of its rows."""
         if not self.config.dataset:
             raise RequestError("dataset is missing: --dataset FILE, a folder, or an id of `swift-core datasets list`")
-        train = self.records(self.config.dataset)
-        held = self.records(self.config.eval_dataset, "eval_dataset") if self.config.eval_dataset else []
-        if not held:
-            train, held = data.hold_out(train, self.config.holdout, self.config.seed)
-        train = data.repeat(train, self.config.seed)  # after the hold-out: no row may stand on both sides
-        return data.prepare(train, held, template, self.trainer.options, self.config.bad_rows, self.events)
+        for name, value, least in (("window", self.config.window, 1), ("data_workers", self.config.data_workers or 0, 0)):
+            if value < least:
+                raise RequestError(f"{name}: expected at least {least}, not {value}")
+        return self.preparer.prepare(self, template)
 
     # --- models -------------------------------------------------------------------------------------------------------
 
-    def call(self, chosen: Chosen, hook: str, protocol: type | None, **kwargs: Any) -> Any:
+    def call(self, chosen: Chosen, hook: str, protocol: type[T], **kwargs: Any) -> T:
         """A hook for a chosen component: its id goes in as `tuner_id` and so on, its options as `config`."""
         kwargs = {f"{chosen.contribution.entry.singular}_id": chosen.id, "config": chosen.options} | kwargs
         return self.activator.call(chosen.contribution, hook, protocol, **kwargs)
 
     def processor(self, ref: ModelRef) -> types.Processor:
         if ref.source not in self._processors:
-            self._processors[ref.source] = self.call(self._loader(ref), "swift_load_processor", None, source=ref.source)
+            self._processors[ref.source] = self.call(self._loader(ref), "swift_load_processor", object, source=ref.source)
         return self._processors[ref.source]
 
     def template_choice(self, ref: ModelRef, default: str | None = None) -> Chosen:
         """The template asked for, else the one that the model was trained with, else the trainer's, else the family's."""
-        component, planned = self.config.template, ref.plan.components.get("template") if ref.plan else None
-        if component.name is None and not component.options and planned and not planned["of_trainer"]:
-            component = Component(planned["name"], planned["plugin"], planned["options"])
+        component, named = self.config.template, self.config.template.name or self.config.template.options
+        if ref.plan and not named and not ref.plan.components["template"]["of_trainer"]:
+            component = ref.plan.component("template")
         return self.choose("templates", component, default or ref.template_id)
 
     def template(self, ref: ModelRef, processor: types.Processor, default: str | None = None) -> types.Template:
         chosen = self.template_choice(ref, default)
-        made: types.Template = self.call(chosen, "swift_make_template", types.Template, processor=processor)
-        return made
+        return self.call(chosen, "swift_make_template", types.Template, processor=processor)
+
+    def training_template(self) -> types.Template:
+        """The template that a training run renders its rows with."""
+        return self.template(self.model_ref, self.processor(self.model_ref), self.trainer_template)
 
     @cached_property
     def backend(self) -> types.Backend:
-        backend: types.Backend = self.call(self.choose("backends", self.config.backend), "swift_open_backend", types.Backend)
+        backend = self.call(self.choose("backends", self.config.backend), "swift_open_backend", types.Backend)
         self._stack.callback(backend.close)
         return backend
 
     def quantizer(self, ref: ModelRef) -> types.Quantizer | None:
         """The run's quantizer, else that of the adapter's plan, else the one that wrote the folder, where it is a plugin's."""
         component = self.config.quantizer
-        planned = ref.plan.components.get("quantizer") if ref.plan else None
-        if component.name is None and planned:
-            component = Component(planned["name"], planned["plugin"], planned["options"])
+        if component.name is None and ref.plan and "quantizer" in ref.plan.components:
+            component = ref.plan.component("quantizer")
         if ref.quantization and self.registry.has("quantizers", ref.quantization):
             if component.name not in (None, ref.quantization):
                 raise RequestError(
@@ -275,16 +290,14 @@ class Session:
             component = replace(component, name=ref.quantization)
         if component.name is None:
             return None
-        chosen = self.choose("quantizers", component)
-        made: types.Quantizer = self.call(chosen, "swift_make_quantizer", types.Quantizer)
-        return made
+        return self.call(self.choose("quantizers", component), "swift_make_quantizer", types.Quantizer)
 
     def bundle(self, ref: ModelRef, quantizer: types.Quantizer | None = None) -> types.ModelBundle:
         """Load a model with its processor and template: the quantizer's arguments, the loader, the quantizer."""
-        chosen, processor, quantizer = self._loader(ref), self.processor(ref), quantizer or self.quantizer(ref)
-        load_kwargs = self.backend.load_kwargs() | (quantizer.load_kwargs(ref.source) if quantizer else {})
         with self.events.task(f"loading {ref.name}"):
-            bundle: types.ModelBundle = self.call(
+            chosen, processor, quantizer = self._loader(ref), self.processor(ref), quantizer or self.quantizer(ref)
+            load_kwargs = self.backend.load_kwargs() | (quantizer.load_kwargs(ref.source) if quantizer else {})
+            bundle = self.call(
                 chosen, "swift_load_model", types.ModelBundle, source=ref.source, processor=processor,
                 backend=self.backend, load_kwargs=load_kwargs,
             )  # fmt: skip
@@ -294,8 +307,7 @@ class Session:
         return bundle
 
     def tuned(self, bundle: types.ModelBundle, tuner: Component) -> types.TunedModel:
-        made: types.TunedModel = self.call(self.choose("tuners", tuner), "swift_apply_tuner", types.TunedModel, bundle=bundle)
-        return made
+        return self.call(self.choose("tuners", tuner), "swift_apply_tuner", types.TunedModel, bundle=bundle)
 
     def checkpoint(self, ref: ModelRef) -> types.TunedModel | None:
         """The model with what was trained on top of it; None where nothing was: then `bundle` loads it whole.
@@ -304,12 +316,8 @@ class Session:
         """
         if ref.adapter is None:
             return None
-        if ref.plan:
-            planned = ref.plan.components["tuner"]
-            tuner = Component(planned["name"], planned["plugin"], planned["options"])
-        else:
-            tuner = Component(ref.adapter_type, options={"like": str(ref.adapter)})
-        tuned = self.tuned(self.bundle(ref), tuner)
+        foreign = Component(ref.adapter_type, options={"like": str(ref.adapter)})
+        tuned = self.tuned(self.bundle(ref), ref.plan.component("tuner") if ref.plan else foreign)
         tuned.load(ref.adapter)
         return tuned
 
@@ -357,20 +365,14 @@ class Session:
         return types.ModelBundle(tuned.model, self.processor(ref), ref.source, ref.architecture, template)
 
     def open_engine(self, chosen: Chosen, source: types.ModelBundle | str) -> types.Engine:
-        engine: types.Engine = self.call(chosen, "swift_make_engine", types.Engine, source=source)
+        engine = self.call(chosen, "swift_make_engine", types.Engine, source=source)
         self._stack.callback(engine.close)
         return engine
 
     def part(self, kind: str, ident: str, run: types.Run | None = None) -> Any:
         """A small part by kind and id, made by its plugin and checked against the kind's Protocol."""
         chosen = self.choose("parts", Component(f"{kind}/{ident}"))
-        return self.call(chosen, "swift_make_part", types.PART_PROTOCOLS.get(kind), kind=kind, part_id=ident, run=run)
-
-    def evaluator(self) -> types.Evaluator:
-        made: types.Evaluator = self.call(
-            self.choose("evaluators", self.config.evaluator), "swift_make_evaluator", types.Evaluator
-        )
-        return made
+        return self.call(chosen, "swift_make_part", types.PART_PROTOCOLS.get(kind, object), kind=kind, part_id=ident, run=run)
 
     def callbacks(self, run: types.Run) -> list[types.Callback]:
         chosen = [self.choose("callbacks", component).contribution for component in self.config.callbacks]

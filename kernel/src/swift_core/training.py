@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -13,39 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from swift_core import types
-from swift_core.config import Component, RunConfig, load_config
-from swift_core.data import Account, fingerprint, read_samples, write_samples
+from swift_core.config import RunConfig, load_config
 from swift_core.errors import Interrupted, RequestError
-from swift_core.events import EventSink, LogWriter, make_console
+from swift_core.events import EventSink, LogWriter, console_events, make_console
 from swift_core.plan import Plan, write_json
 from swift_core.report import write_report
 from swift_core.rundir import Checkpoints, check_output, discard_output, open_output
 from swift_core.session import Session
 
-RESUMABLE = {"epochs", "max_steps", "eval_every", "save_every", "log_every", "keep", "patience", "resume"}
-"""Trainer options that may change between a run and its continuation."""
-
-WATCHED = {"backend": {"name", "precision", "processes"}}
-"""Of these kinds only some options change a run's numbers."""
+DECISIVE = re.compile(
+    r"(model|models|template|tuner|quantizer|seed|freeze)(\.|$)|backend\.(name|provider|precision|processes)$|"
+    r"trainer\.(?!(epochs|max_steps|eval_every|save_every|log_every|keep|patience|resume)$)"
+)
+"""Settings that change a run's numbers: they may not change between a run and its continuation."""
 
 
 def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> dict[str, Any]:
     """Run a training job to its end and return its summary. Raises RequestError, RunError, Interrupted."""
-    events = EventSink(config.strict)
-    events.add(make_console())
+    events = console_events(config.strict)
     _inherit(config)
     with Session(config, events) as session:
         plan = session.resolve_all()
         _complete(config, session, plan)
         output = Path(config.output or "")
-        resume = _find_resume(config, session, output)
+        resume = _find_resume(plan, session, output)
+        if resume and (other := Plan.load(resume).differences(session.registry.index)):
+            events.warn(f"{resume} was made with other versions, so its numbers may go on otherwise: {', '.join(other)}")
         resuming = bool(getattr(session.trainer.options, "resume", False))
         check_output(output, resuming, overwrite)
-        template = session.template(
-            session.model_ref, session.processor(session.model_ref), session.trainer.contribution.entry.options.get("template")
-        )
-        data, account = session.prepare(template)
-        plan.data = fingerprint(data)
+        # Before the data: what a launcher refuses need not wait for it.
+        launcher = session.call(session.choose("backends", config.backend), "swift_make_launcher", types.Launcher)
+        data, account = session.prepare(session.training_template())
+        plan.data = session.preparer.fingerprint(data)
         if resume and Plan.load(resume).data != plan.data:
             raise RequestError(
                 f"trainer.resume: {resume} was made with other data: the samples are not the same now. Set dataset, "
@@ -55,15 +55,10 @@ def train(config: RunConfig, overwrite: bool = False, dry_run: bool = False) -> 
         if dry_run:
             return {"dry_run": True, "config": config.dump(), "data": data.account}
         open_output(output, resuming, overwrite)
-        _write_inputs(output, config, plan, account)
-        chosen = session.choose("backends", config.backend)
-        launcher: types.Launcher = session.call(
-            chosen, "swift_make_launcher", types.Launcher, backend_id=chosen.id, config=chosen.options
-        )
-        if launcher.processes > 1:
-            write_samples(output / "data" / "train.jsonl", data.train)
-            write_samples(output / "data" / "eval.jsonl", data.eval)
-            write_json(output / "data" / "account.json", data.account)
+        _write_inputs(output, config, plan)
+        session.preparer.hand_over(data, output / "data")
+        if launcher.processes == 1:
+            session.preparer.follow(data, output / "data")
         started = time.time()
         argv = [sys.executable, "-m", "swift_core.rank", str(output)]
         try:
@@ -85,7 +80,7 @@ def run_rank(session: Session, plan: Plan, data: types.Data, output: Path) -> No
     if log:
         events.add(log)
     try:
-        resume = _find_resume(config, session, output)
+        resume = _find_resume(plan, session, output)
         warm = Path(config.warm_start) if config.warm_start and not resume else None
         run = types.Run(
             config, session.trainer.options, plan, session.processor(session.model_ref),
@@ -97,9 +92,7 @@ def run_rank(session: Session, plan: Plan, data: types.Data, output: Path) -> No
             for callback in session.callbacks(run):
                 events.add_callback(callback)
         events.emit("run", plan=plan.components, backend=backend.describe(), data=data.account, resumed=str(resume or ""))
-        trainer: types.Trainer = session.call(
-            session.trainer, "swift_make_trainer", types.Trainer, trainer_id=session.trainer.id, run=run
-        )
+        trainer = session.call(session.trainer, "swift_make_trainer", types.Trainer, run=run)
         with _stop_on_signal(run):
             result = trainer.fit()
         summary = {**result.metrics, "last": str(result.last or ""), "best": str(result.best or ""), "stopped": result.stopped}
@@ -127,12 +120,12 @@ def rank_main(folder: Path) -> None:
         if different:
             raise RequestError(f"rank: other versions than the plan's are installed: {', '.join(different)}")
         session.resolve_all()
+        data = session.preparer.receive(
+            session, session.training_template(), folder / "data"
+        )  # the backend may start a process group
         if session.backend.rank == 0:
             events.add(make_console())
-        import json
-
-        account = json.loads((folder / "data" / "account.json").read_text(encoding="utf-8"))
-        data = types.Data(read_samples(folder / "data" / "train.jsonl"), read_samples(folder / "data" / "eval.jsonl"), account)
+            session.preparer.follow(data, folder / "data")
         run_rank(session, plan, data, folder)
 
 
@@ -166,32 +159,26 @@ def _inherit(config: RunConfig) -> None:
     if not path.is_dir():
         raise RequestError(f"from: {path}: no such folder")
     if (path / "checkpoints").is_dir():
-        last = Checkpoints(path).last()
-        if last is None:
-            raise RequestError(f"from: run {path} has no finished checkpoint")
-        path = last
+        path = Checkpoints(path).last_of_run()
     if not any((path / name).is_file() for name in ("plan.json", "adapter_config.json")):
         raise RequestError(f"from: {path} is neither a run nor a checkpoint; give a model's folder with --model")
     config.warm_start = str(path.resolve())
     if config.model.name is None:
-        planned = Plan.load(path).components["model"]
-        config.model = Component(planned["name"], options=planned["options"])
+        config.model = replace(Plan.load(path).component("model"), provider=None)
 
 
 def _complete(config: RunConfig, session: Session, plan: Plan) -> None:
     """Fill the configuration with every default, so that config.yaml says all."""
     config.output = config.output or f"runs/{session.trainer.id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for kind in ("template", "tuner", "trainer", "backend", "quantizer"):
-        if kind in plan.components:
-            part = plan.components[kind]
-            setattr(config, kind, replace(getattr(config, kind), name=part["name"], options=part["options"]))
-    config.model = replace(config.model, name=plan.components["model"]["name"])
+    for kind, part in plan.components.items():
+        setattr(config, kind, replace(getattr(config, kind), name=part["name"], options=part["options"]))
     for component in (*config.dataset, *config.eval_dataset):
         if component.name and Path(component.name.partition("#")[0]).exists():
             component.name = str(Path(component.name).resolve())
+    plan.config = config.dump()
 
 
-def _find_resume(config: RunConfig, session: Session, output: Path) -> Path | None:
+def _find_resume(plan: Plan, session: Session, output: Path) -> Path | None:
     """The checkpoint that `trainer.resume` names: true is the output folder's last one."""
     wanted = getattr(session.trainer.options, "resume", False)
     if not wanted:
@@ -205,9 +192,10 @@ def _find_resume(config: RunConfig, session: Session, output: Path) -> Path | No
         if found is None:
             return None  # killed before its first checkpoint: begin again, with the same numbers
         path = found
-    old = Plan.load(path)
-    changes = _changes(old, config, session)
-    if changes:
+    before, now = Plan.load(path).settings(), plan.settings()
+    addresses = [key for key in dict.fromkeys([*now, *before]) if DECISIVE.match(key) and now.get(key) != before.get(key)]
+    if addresses:
+        changes = [f"{key.removesuffix('.name')} was {before.get(key)} and is {now.get(key)}" for key in addresses]
         raise RequestError(
             f"trainer.resume: {path} was made with other settings: {'; '.join(changes)}. "
             f"Set them back, or begin a new run from its weights: --from {path} --output NEW"
@@ -215,53 +203,22 @@ def _find_resume(config: RunConfig, session: Session, output: Path) -> Path | No
     return path
 
 
-def _changes(old: Plan, config: RunConfig, session: Session) -> list[str]:
-    """What differs between a checkpoint's plan and this run, in anything that would change its numbers."""
-    found = []
-    for kind in ("template", "tuner", "trainer", "backend", "quantizer"):
-        before, component = old.components.get(kind, {"name": None, "options": {}}), getattr(config, kind)
-        now = {"name": component.name, **component.options}
-        then = {"name": before["name"], **before["options"]}
-        watched = WATCHED.get(kind, (set(now) | set(then)) - (RESUMABLE if kind == "trainer" else set()))
-        for key in sorted(watched):
-            if now.get(key) != then.get(key):
-                found.append(f"{kind}.{key} was {then.get(key)} and is {now.get(key)}")
-    if old.components["model"]["name"] != config.model.name:
-        found.append(f"model was {old.components['model']['name']} and is {config.model.name}")
-    if old.freeze != config.freeze:
-        found.append(f"freeze was {old.freeze} and is {config.freeze}")
-    if old.seed != config.seed:
-        found.append(f"seed was {old.seed} and is {config.seed}")
-    return found
-
-
-def _write_inputs(output: Path, config: RunConfig, plan: Plan, account: Account) -> None:
-    import json
-
+def _write_inputs(output: Path, config: RunConfig, plan: Plan) -> None:
     import yaml
 
     plan.save(output)
-    (output / "data").mkdir(exist_ok=True)
-    text = yaml.safe_dump(_plain(config.dump()), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
     (output / "config.yaml").write_text(text, encoding="utf-8")
-    with (output / "data" / "issues.jsonl").open("w", encoding="utf-8") as file:
-        for issue in account.issues:
-            file.write(json.dumps(issue, ensure_ascii=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
-    """Without subclasses of str, which YAML would not write."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
-
-
-def _tell_data(events: EventSink, data: types.Data, account: Account) -> None:
+def _tell_data(events: EventSink, data: types.Data, account: Any) -> None:
+    held = f"{len(data.eval)} samples to evaluate on"
+    if isinstance(data.train, types.Stream):
+        events.note(f"data: a stream, {data.account['window']} rows a window" + (f"; {held}" if data.eval else ""))
+        return
     events.note(
         f"data: {account.rows} rows, {len(data.train)} samples, {account.tokens} tokens, {account.trained_tokens} trained"
-        + (f"; {len(data.eval)} samples to evaluate on" if data.eval else "")
+        + (f"; {held}" if data.eval else "")
     )
     for what, count in account.reasons.items():
         lost = account.lost_tokens[what]
@@ -275,5 +232,8 @@ def _finish(output: Path, started: float) -> dict[str, Any]:
 
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     summary["wall_seconds"] = round(time.time() - started, 2)
+    counts = output / "data" / "account.json"
+    if counts.is_file():  # of a stream: what was read of it
+        summary["data"] = json.loads(counts.read_text(encoding="utf-8"))
     write_json(output / "summary.json", summary)
     return summary

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from swift_core.config import RunConfig
     from swift_core.events import Event, EventSink
     from swift_core.plan import Plan
+    from swift_core.session import Session
 
 Row = dict[str, Any]
 """A standard row: `{"messages": [...], "tools"?: [...], ...}`, OpenAI's chat form. `rejected` is a whole conversation too: it
@@ -44,6 +45,21 @@ class Dataset(Protocol):
     def __iter__(self) -> Iterator[Record]: ...
 
 
+@runtime_checkable
+class RawDataset(Dataset, Protocol):
+    """A `Dataset` that also gives its rows as they are stored, cheap to read and to pass on: then only the processes that
+    encode parse them, and a row that is not chosen is not parsed at all."""
+
+    def raw(self) -> Iterator[Any]:
+        """All rows, picklable, in the order of `__iter__`."""
+
+    def record(self, raw: Any) -> Record:
+        """One of them, parsed."""
+
+    def fingerprint(self) -> str | None:
+        """A text that changes with any of the rows, so that prepared samples can be kept; None where it cannot be told."""
+
+
 @dataclass(slots=True)
 class Sample:
     """One training sequence: tokens, a loss weight for each token, and how they came about.
@@ -65,7 +81,7 @@ class Sample:
 
     @property
     def trained_tokens(self) -> int:
-        return sum(1 for weight in self.weights if weight)
+        return len(self.weights) - self.weights.count(0)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,12 +104,37 @@ class Batch:
     trained_tokens: int  # tokens with weight > 0
 
 
+@runtime_checkable
+class Samples(Protocol):
+    """Prepared samples, read on demand. Iterating reads them in order."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each sample, without reading it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, n: int, /) -> Sample:
+        """Sample `n`: its ids, weights, row, where and turns; `text` and `spans` are empty. IndexError past the end."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A very long or endless source, prepared window by window."""
+
+    def window(self, position: int) -> tuple[Samples, int]:
+        """The samples of the records from number `position` on, and the position of the next window: 0 where the source
+        ended. A pure function of the position and the settings."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Data:
     """Prepared samples of a run, and the account of what became of every row."""
 
-    train: list[Sample]
-    eval: list[Sample]
+    train: Samples | Stream
+    eval: Samples
     account: dict[str, Any]
 
 
@@ -209,7 +250,23 @@ class Launcher(Protocol):
 
 
 LossFn = Callable[[Any, Batch], "torch.Tensor"]
-"""`loss_fn(outputs, batch)` -> the weighted SUM of the batch's losses, a scalar tensor; `Batch.weight` normalises it."""
+"""`loss_fn(outputs, batch)` -> the weighted SUM of the batch's losses, a scalar tensor; `Batch.weight` normalises it.
+`outputs` are an `Outputs`."""
+
+
+class Outputs(Protocol):
+    """What a forward pass over a batch gives. Ask for `logprobs` where they suffice: logits of all positions are large."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[B, T, vocabulary]."""
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """[B, T - 1] bool: where `Batch.weights[:, 1:]` is not 0."""
+
+    def logprobs(self) -> torch.Tensor:
+        """log p(label | the tokens before it) of the `trained` labels, row by row, in float32: [N]."""
 
 
 @dataclass(slots=True)
@@ -434,5 +491,27 @@ class OptimizerPart(Protocol):
     def __call__(self, groups: list[dict[str, Any]], learning_rate: float, weight_decay: float) -> Any: ...
 
 
-PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart}
+@runtime_checkable
+class Preparer(Protocol):
+    """Part `preparer`: from a session's sources to the samples of each rank. `folder` is `data` in the run's folder."""
+
+    def prepare(self, session: Session, template: Template) -> tuple[Data, Any]:
+        """In the parent, before any rank starts: the data, and its account. Raises RequestError where none is left."""
+
+    def fingerprint(self, data: Data) -> str:
+        """A hash of all that is trained and evaluated on, in its order: a resumed run must have the same."""
+
+    def hand_over(self, data: Data, folder: Path) -> None:
+        """Write what a rank needs to find the data, and `issues.jsonl`: each row that did not go through whole."""
+
+    def receive(self, session: Session, template: Template, folder: Path) -> Data:
+        """In a rank: what was handed over."""
+
+    def follow(self, data: Data, folder: Path) -> None:
+        """In the main rank: from now on count and list the rows of a stream as they come."""
+
+    def close(self) -> None: ...
+
+
+PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart, "preparer": Preparer}
 """Part kinds with a Protocol. Other kinds (loss reward tool_format environment logger hub) are passed on unchecked."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -404,6 +405,9 @@ class DatasetContract(HookContract):
             roles = {message["role"] for message in record.row.get("messages", ())}
             assert record.where
             assert record.refused or (roles and roles <= {"system", "user", "assistant", "tool"})
+        if isinstance(made, t.RawDataset):
+            assert [made.record(raw) for raw in pickle.loads(pickle.dumps(list(made.raw())))] == records
+            assert made.fingerprint() == made.fingerprint()
 
 
 class PartContract(HookContract):

@@ -207,6 +207,7 @@ def test_saved_folders(tmp_path: Path) -> None:
 def test_hub_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's own path, on a folder laid out as a hub repository: load_dataset takes both."""
     import datasets
+    from swift_plugin_huggingface.files import parse
     from swift_plugin_huggingface.sources import _hub
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -214,10 +215,10 @@ def test_hub_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "train.jsonl").write_text(JSONL)
     (folder / "test.jsonl").write_text(json.dumps(LINES[4]))
-    records = list(_hub(str(folder), None, None)())
+    records = [parse(raw) for raw in _hub(str(folder), None, None).read()]
     assert [record.row["question"] for record in records] == [f"q{n}" for n in range(10)]
     assert records[1].where == f"{folder}[train]: row 2"
-    assert [record.row for record in _hub(str(folder), None, "test")()] == [LINES[4]]
+    assert [parse(raw).row for raw in _hub(str(folder), None, "test").read()] == [LINES[4]]
     with pytest.raises(RequestError, match=r"not had from the hub: .*dev"):
         _hub(str(folder), None, "dev")
 

@@ -89,7 +89,8 @@ def spans(sample: Sample) -> list[str]:
 def check_whole(template: ChatTemplate, sample: Sample, messages: list[Row], tools: Any = None, **kwargs: Any) -> None:
     """The sample's text and tokens are transformers' own, and its trained tokens are its trained characters."""
     plain = [{**message, "content": message.get("content") or ""} for message in messages]
-    options = {"tools": tools, "chat_template": template.source, **kwargs}
+    options = {"tools": tools, "chat_template": template.source, **sample.kwargs}
+    assert kwargs.items() <= sample.kwargs.items()
     text = template.tokenizer.apply_chat_template(plain, tokenize=False, **options)
     ids = template.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=False, **options)
     if sample.appended:
@@ -130,6 +131,7 @@ def test_published_templates_train_each_answer_and_its_end(name: str) -> None:
     template = published(name)
     (sample,) = template.encode({"messages": TALK})
     check_whole(template, sample, TALK)
+    assert sample.kwargs == ({"enable_thinking": False} if "SmolLM3" in name else {})
     opening, end = ANSWERS[name]
     assert spans(sample) == [f"{opening}Yes.{end}"] * 2
     assert sample.turns == [1, 3]
@@ -208,35 +210,41 @@ def test_a_template_without_tool_calls_refuses_the_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["GLM-4.6", "GLM-5.2"])
 def test_an_end_marker_that_opens_the_next_message_is_appended(name: str) -> None:
-    """GLM ends no turn: an answer ends where <|user|> opens, a call where <|observation|> does."""
+    """GLM ends no turn: an answer ends where <|user|> opens, a call where <|observation|> does. Only the last turn of a row
+    lacks it; thinking is off for rows without thoughts, so that the empty block belongs to the prompt."""
     template = published(name)
-    first, last = template.encode({"messages": TALK})
-    assert (first.turns, last.turns) == ([1], [3])
-    check_whole(template, first, TALK[:2])
-    check_whole(template, last, TALK)
-    opening = "\n<think></think>\n" if name == "GLM-4.6" else "</think>"
-    for sample in (first, last):
-        assert (spans(sample), sample.appended, sample.notes) == ([f"{opening}Yes.<|user|>"], "<|user|>", [])
-    call, answer = template.encode({"messages": TOOL_TALK, "tools": TOOLS})
-    assert (call.appended, answer.appended) == ("<|observation|>", "<|user|>")
-    check_whole(template, call, TOOL_TALK[:2], TOOLS)
-    assert spans(call)[0].startswith(f"{opening}<tool_call>weather")
-    assert spans(call)[0].endswith("Köln</arg_value>\n</tool_call><|observation|>".replace("\n", "\n" * ("4" in name)))
+    (sample,) = template.encode({"messages": TALK})
+    check_whole(template, sample, TALK, enable_thinking=False)
+    gap = "\n" if name == "GLM-4.6" else ""
+    assert (spans(sample), sample.turns) == ([f"{gap}Yes.<|user|>"] * 2, [1, 3])
+    assert (sample.appended, sample.notes) == ("<|user|>", [])
+    assert sample.text.endswith("Yes.<|user|>")
+    (both,) = template.encode({"messages": TOOL_TALK, "tools": TOOLS})
+    check_whole(template, both, TOOL_TALK, TOOLS)
+    call, answer = spans(both)
+    assert both.appended == "<|user|>"
+    assert answer == f"{gap}Sunny.<|user|>"
+    assert call.startswith(f"{gap}<tool_call>weather")
+    assert call.endswith("Köln</arg_value>\n</tool_call><|observation|>".replace("\n", "\n" * ("4" in name)))
+    (alone,) = template.encode({"messages": TOOL_TALK[:2], "tools": TOOLS})
+    assert (alone.appended, spans(alone)) == ("<|observation|>", [call])
 
 
 def test_an_end_marker_is_found_after_dropped_thinking() -> None:
     """GLM leaves earlier thinking out, so that what follows the turn stands elsewhere in the longer rendering."""
     thoughts = "thoughts that are rather longer than all that comes after"
     messages = [TALK[0], {"role": "assistant", "reasoning_content": thoughts, "content": "Yes."}, *TALK[2:]]
-    first, last = published("GLM-4.6").encode({"messages": messages})
-    assert spans(first) == [f"\n<think>{thoughts}</think>\nYes.<|user|>"]
-    assert spans(last) == ["\n<think></think>\nYes.<|user|>"]
+    last, first = published("GLM-4.6").encode({"messages": messages})
+    assert (spans(first), first.notes) == ([f"\n<think>{thoughts}</think>\nYes.<|user|>"], ["own-sample"])
+    # The last answer has no thoughts in a row that has some: the block that the template wrote there has weight 0.
+    assert (spans(last), last.notes) == (["Yes.<|user|>"], ["thinking-block"])
+    assert last.text.endswith("\n<think></think>\nYes.<|user|>")
     assert thoughts not in last.text
 
 
 def test_a_template_without_any_end_marker_refuses_the_row(tmp_path: Path) -> None:
     (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    with pytest.raises(ValueError, match="message 1: the chat template writes no end marker after the answer"):
+    with pytest.raises(ValueError, match=r"^message 1: the chat template writes no end marker after the answer$"):
         make(file=str(tmp_path / "bare.jinja")).encode({"messages": TALK})
 
 
@@ -247,22 +255,28 @@ def test_thinking_that_the_template_drops_later_gives_samples_of_their_own() -> 
     last, first = template.encode({"messages": messages})
     check_whole(template, last, messages)
     check_whole(template, first, messages[:2])
-    assert (last.turns, last.notes, first.turns, first.notes) == ([3], [], [1], ["own-sample"])
+    assert (last.turns, last.notes, first.turns, first.notes) == ([3], ["thinking-block"], [1], ["own-sample"])
     assert spans(first) == [f"<think>\nA fox.\n</think>\n\nYes.{IM}"]
-    assert spans(last) == [f"<think>\n\n</think>\n\nYes.{IM}"]
+    assert spans(last) == [f"Yes.{IM}"]
+    assert last.text.endswith(f"<think>\n\n</think>\n\nYes.{IM}\n")
     assert "A fox" not in last.text
 
 
 def test_template_arguments_of_config_and_row_reach_the_rendering() -> None:
     tokenizer = real("qwen3")
     row = {"messages": TALK[:2]}
-    (thinking,) = make(tokenizer).encode(row)
+    (found,) = make(tokenizer).encode(row)
     (plain,) = make(tokenizer, kwargs={"enable_thinking": False}).encode(row)
-    (asked,) = make(tokenizer).encode({**row, "chat_template_kwargs": {"enable_thinking": False}})
-    # With thinking off the empty thought belongs to the prompt, and is not trained.
-    assert spans(thinking) == [f"<think>\n\n</think>\n\nYes.{IM}"]
-    assert spans(plain) == spans(asked) == [f"Yes.{IM}"]
-    assert plain.kwargs == asked.kwargs == {"enable_thinking": False}
+    (asked,) = make(tokenizer, kwargs={"enable_thinking": True}).encode(
+        {**row, "chat_template_kwargs": {"enable_thinking": False}}
+    )
+    (thinking,) = make(tokenizer, kwargs={"enable_thinking": True}).encode(row)
+    # With thinking off, which is found without being asked for, the empty thought belongs to the prompt.
+    assert spans(found) == spans(plain) == spans(asked) == [f"Yes.{IM}"]
+    assert found.kwargs == plain.kwargs == asked.kwargs == {"enable_thinking": False}
+    # Asked to keep thinking on, the engine does; but a thought without words is not the model's to learn.
+    assert (spans(thinking), thinking.kwargs) == ([f"Yes.{IM}"], {"enable_thinking": True})
+    assert thinking.notes == ["thinking-block"]
     prompt = tokenizer.apply_chat_template(TALK[:1], add_generation_prompt=True, enable_thinking=False, return_dict=False)
     assert make(tokenizer, kwargs={"enable_thinking": False}).prompt(TALK[:1]) == prompt
     assert plain.input_ids[: len(prompt)] == prompt
@@ -348,7 +362,7 @@ def weight_of_turns(sample: Sample) -> list[set[float]]:
     return found
 
 
-def test_train_false_weight_and_turns_last() -> None:
+def test_train_false_weight_and_the_last_turn() -> None:
     def row(**first: Any) -> Row:
         return {"messages": [TALK[0], {**TALK[1], **first}, *TALK[2:]]}
 
@@ -361,7 +375,7 @@ def test_train_false_weight_and_turns_last() -> None:
     assert (weight_of_turns(half), half.turns, half.text) == ([{0.5}, {1.0}], [1, 3], both.text)
     (none,) = make().encode(row(weight=0))
     assert (weight_of_turns(none), none.turns) == ([{0.0}, {1.0}], [3])
-    (last,) = make(turns="last").encode(row())
+    (last,) = make(loss="last").encode(row())
     assert (weight_of_turns(last), last.turns, last.input_ids) == ([{0.0}, {1.0}], [3], both.input_ids)
 
 
@@ -386,8 +400,8 @@ def test_first_message_of_the_assistant_and_content_that_looks_like_markup() -> 
     messages: list[Row] = [{"role": "assistant", "content": odd}, {"role": "user", "content": odd}, TALK[1]]
     (sample,) = make().encode({"messages": messages})
     check_whole(make(), sample, messages)
-    # No generation prompt comes before a row's first message, so all of it is trained.
-    assert spans(sample) == [f"<|im_start|>assistant\n{odd}{IM}", f"Yes.{IM}"]
+    # No generation prompt comes before a row's first message, but its header is the template's all the same.
+    assert spans(sample) == [f"{odd}{IM}", f"Yes.{IM}"]
 
 
 def test_faults_of_the_template_are_said_in_one_line(tmp_path: Path) -> None:

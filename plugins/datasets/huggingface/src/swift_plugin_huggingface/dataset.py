@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from swift_core.cache import fingerprint
 from swift_core.types import Record
 
 from swift_plugin_huggingface.config import HuggingFaceConfig
+from swift_plugin_huggingface.files import Raw, parse
 from swift_plugin_huggingface.messages import RowFault
 from swift_plugin_huggingface.rows import MEDIA, Row, standard_row
 from swift_plugin_huggingface.sources import Rows, open_source
@@ -24,8 +27,17 @@ class HuggingFaceDataset:
     rows: Rows
 
     def __iter__(self) -> Iterator[Record]:
-        for raw in cut(parse_split(self.config.split), self.rows):
-            yield standard_record(raw, self.config)
+        return map(self.record, self.raw())
+
+    def raw(self) -> Iterator[Raw]:
+        return cut(parse_split(self.config.split), self.rows.read)
+
+    def record(self, raw: Raw) -> Record:
+        return standard_record(parse(raw), self.config)
+
+    def fingerprint(self) -> str | None:
+        """Of the files; a split of a library's table may be part of them, so its options count as well. None without files."""
+        return fingerprint(self.rows.files) if self.rows.files else None
 
 
 def open_dataset(config: HuggingFaceConfig) -> HuggingFaceDataset:
@@ -54,6 +66,7 @@ def rename(row: Row, columns: dict[str, str]) -> Row:
     return {columns.get(key, key): value for key, value in row.items()}
 
 
+@lru_cache(maxsize=64)
 def folder_of(path: str) -> Path:
     """The folder that relative paths inside a data set start from."""
     found = Path(path).expanduser()

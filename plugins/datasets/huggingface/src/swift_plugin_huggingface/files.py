@@ -1,7 +1,8 @@
-"""Reads one data file as raw records, each with its file and line: jsonl, json, csv, tsv, txt, parquet and arrow.
+"""Reads one data file: jsonl, json, csv, tsv, txt, parquet and arrow. Each row comes with its file and line.
 
-Text files are streamed with the standard library, except a .json file that holds one list or object: JSON has to be
-read whole. A bad line is a record with its reason; a file that cannot be read at all is a RequestError.
+A raw row is a parser and its arguments, such as `(_parse, "rows.jsonl", 12, b"{...}")`: cheap to make, to skip and to pass to
+another process, which `parse`s it into a record. Files are streamed, except a .json file that holds one list or object.
+A bad line is a record with its reason; a file that cannot be read at all is a RequestError.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from swift_core.types import Record
 
 from swift_plugin_huggingface.messages import kind
 
-Reader = Callable[[Path, str], Iterator[Record]]
+Raw = tuple[Any, ...]
+Reader = Callable[[Path, str], Iterator[Raw]]
 BROKEN_FILE = (OSError, EOFError, zlib.error)  # what a damaged or unreadable file raises while it is read
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character unless its other half follows
+PLAIN = frozenset(range(0x21, 0x7F))  # bytes that are characters of their own, and no blanks
 CELL_LIMIT = 2**31 - 1  # characters of one csv cell; the standard library stops at 131,072
 
 
@@ -33,7 +36,7 @@ def suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def read_file(path: Path) -> Iterator[Record]:
+def read_file(path: Path) -> Iterator[Raw]:
     """The raw rows of a file, in its order. `where` reads `rows.jsonl:12` for lines, `rows.json: row 12` for others.
 
     Raises RequestError when the form is unknown, or when the file cannot be read or decoded.
@@ -42,10 +45,23 @@ def read_file(path: Path) -> Iterator[Record]:
     try:
         yield from reader_of(path)(path, name)
     except UnicodeDecodeError as err:
-        byte = f"0x{err.object[err.start]:02x}"
-        raise RequestError(f"dataset {name!r}: not UTF-8 text (byte {byte}). Convert it, such as: iconv -f latin1") from None
+        raise _not_text(name, err) from None
     except BROKEN_FILE as err:
         raise RequestError(f"dataset {name!r} cannot be read: {' '.join(str(err).split())}") from None
+
+
+def parse(raw: Raw) -> Record:
+    """The record of a raw row. Raises RequestError where its file is not text."""
+    try:
+        found: Record = raw[0](*raw[1:])
+    except UnicodeDecodeError as err:
+        raise _not_text(raw[1], err) from None
+    return found
+
+
+def _not_text(name: str, err: UnicodeDecodeError) -> RequestError:
+    byte = f"0x{err.object[err.start]:02x}"
+    return RequestError(f"dataset {name!r}: not UTF-8 text (byte {byte}). Convert it, such as: iconv -f latin1")
 
 
 def reader_of(path: Path) -> Reader:
@@ -63,29 +79,33 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line that is not blank. Only a newline ends a line, never U+2028 or its like."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of each line that is not blank. Only a newline ends a line, never U+2028 or its like."""
     with _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            if text.strip():
-                yield number, text
+        for number, line in enumerate(file, 1):
+            # a line that begins with a letter or a bracket is not blank, and needs no decoding to tell
+            if line[0] in PLAIN or _text(line, number).strip():
+                yield number, line
 
 
-def _jsonl(path: Path, name: str) -> Iterator[Record]:
-    for number, text in _lines(path):
-        yield _parse(text, f"{name}:{number}")
+def _text(line: bytes, number: int) -> str:
+    return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
 
 
-def _parse(text: str, where: str) -> Record:
+def _jsonl(path: Path, name: str) -> Iterator[Raw]:
+    return ((_parse, name, number, line) for number, line in _lines(path))
+
+
+def _parse(name: str, number: int, line: bytes) -> Record:
+    text, where = _text(line, number), f"{name}:{number}"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as err:
         return Record({}, where, f"not valid JSON: {err}")
-    return _record(value, where, SURROGATE.search(text) is not None)
+    return _record(where, value, b"\\u" in line and SURROGATE.search(text) is not None)
 
 
-def _record(value: Any, where: str, escaped: bool) -> Record:
+def _record(where: str, value: Any, escaped: bool) -> Record:
     """A record of a parsed value. `escaped`: its text had surrogate escapes, so it may hold half a character."""
     if not isinstance(value, dict):
         return Record({}, where, f"a row must be an object with keys, not {kind(value)}")
@@ -97,7 +117,7 @@ def _record(value: Any, where: str, escaped: bool) -> Record:
     return Record(value, where)
 
 
-def _json(path: Path, name: str) -> Iterator[Record]:
+def _json(path: Path, name: str) -> Iterator[Raw]:
     """A list of rows, `{"data": [rows]}`, one row, or one object a line."""
     if _is_one_object_a_line(path):
         yield from _jsonl(path, name)
@@ -118,16 +138,16 @@ def _json(path: Path, name: str) -> Iterator[Record]:
         value = value["data"]
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
-        yield _record(row, f"{name}: row {number}", escaped)
+        yield _record, f"{name}: row {number}", row, escaped
 
 
 def _is_one_object_a_line(path: Path) -> bool:
     """Whether the first line of a .json file is a whole object, and another line follows."""
     lines = _lines(path)
     first, second = next(lines, None), None
-    if first and first[1].lstrip().startswith("{"):
+    if first and (text := _text(first[1], 1)).lstrip().startswith("{"):
         try:
-            json.loads(first[1])
+            json.loads(text)
         except (ValueError, RecursionError):
             return False
         second = next(lines, None)
@@ -137,7 +157,7 @@ def _is_one_object_a_line(path: Path) -> bool:
 def _table(delimiter: str) -> Reader:
     """A reader of tables whose first line names the columns."""
 
-    def read(path: Path, name: str) -> Iterator[Record]:
+    def read(path: Path, name: str) -> Iterator[Raw]:
         csv.field_size_limit(CELL_LIMIT)
         with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
@@ -155,12 +175,13 @@ def _table(delimiter: str) -> Reader:
                 if cells is None:
                     return
                 if cells:
-                    yield _cells(header, cells, f"{name}:{line}")
+                    yield _cells, name, line, header, cells
 
     return read
 
 
-def _cells(header: list[str], cells: list[str], where: str) -> Record:
+def _cells(name: str, line: int, header: list[str], cells: list[str]) -> Record:
+    where = f"{name}:{line}"
     if len(cells) != len(header):
         return Record({}, where, f"{len(cells)} cells; the header names {len(header)} columns")
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
@@ -171,12 +192,15 @@ def _cells(header: list[str], cells: list[str], where: str) -> Record:
     return Record(row, where)
 
 
-def _txt(path: Path, name: str) -> Iterator[Record]:
-    for number, text in _lines(path):
-        yield Record({"text": text}, f"{name}:{number}")
+def _txt(path: Path, name: str) -> Iterator[Raw]:
+    return ((_plain, name, number, line) for number, line in _lines(path))
 
 
-def _parquet(path: Path, name: str) -> Iterator[Record]:
+def _plain(name: str, number: int, line: bytes) -> Record:
+    return Record({"text": _text(line, number)}, f"{name}:{number}")
+
+
+def _parquet(path: Path, name: str) -> Iterator[Raw]:
     import pyarrow
     from pyarrow import parquet
 
@@ -187,7 +211,7 @@ def _parquet(path: Path, name: str) -> Iterator[Record]:
         raise RequestError(f"dataset {name!r} is not a readable parquet file: {' '.join(str(err).split())}") from None
 
 
-def _arrow(path: Path, name: str) -> Iterator[Record]:
+def _arrow(path: Path, name: str) -> Iterator[Raw]:
     """Arrow's stream form, which the datasets library writes, or its file form."""
     import pyarrow
 
@@ -203,12 +227,16 @@ def _arrow(path: Path, name: str) -> Iterator[Record]:
         raise RequestError(f"dataset {name!r} is not a readable arrow file: {' '.join(str(err).split())}") from None
 
 
-def table_rows(batches: Any, name: str) -> Iterator[Record]:
+def table_rows(batches: Any, name: str) -> Iterator[Raw]:
     number = 0
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield Record(without_nulls(row), f"{name}: row {number}")
+            yield _row, name, number, row
+
+
+def _row(name: str, number: int, row: Any) -> Record:
+    return Record(without_nulls(row), f"{name}: row {number}")
 
 
 def without_nulls(value: Any) -> Any:

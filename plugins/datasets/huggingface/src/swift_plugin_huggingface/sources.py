@@ -7,18 +7,25 @@ its own folders and for the hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swift_core.errors import RequestError, did_you_mean
-from swift_core.types import Record
 
 from swift_plugin_huggingface import files
 from swift_plugin_huggingface.config import HuggingFaceConfig
 from swift_plugin_huggingface.splits import choose_split, parse_split
 
-Rows = Callable[[], Iterator[Record]]
+
+@dataclass(frozen=True)
+class Rows:
+    """A source: a function that reads its raw rows from the beginning, and the files they come from, where that is known."""
+
+    read: Callable[[], Iterator[files.Raw]]
+    files: Sequence[Path] = ()
+
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAVED = ("dataset_dict.json", "state.json")  # what `Dataset.save_to_disk` writes beside its arrow files
@@ -31,7 +38,7 @@ SPLIT_WORDS = {
 
 
 def open_source(config: HuggingFaceConfig) -> Rows:
-    """A function that reads the source's raw rows from the beginning, its split chosen, not yet sliced.
+    """The source's raw rows, its split chosen, not yet sliced.
 
     Raises RequestError when there is no such source, when its form is unknown, or when it has no such split.
     """
@@ -41,7 +48,7 @@ def open_source(config: HuggingFaceConfig) -> Rows:
     if path.is_file():
         files.reader_of(path)
         choose_split(["train"], split, config.path)
-        return lambda: files.read_file(path)
+        return Rows(lambda: files.read_file(path), [path])
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED):
             return _saved(path, split)
@@ -70,7 +77,8 @@ def _folder(folder: Path, split: str | None) -> Rows:
     if not found:
         raise RequestError(f"dataset {str(folder)!r}: the folder holds no data file. Known: {', '.join(files.READERS)}")
     chosen = choose_split(sorted({split_of(file) for file in found}), split, str(folder))
-    return lambda: (record for file in found if split_of(file) == chosen for record in files.read_file(folder / file))
+    shards = [folder / file for file in found if split_of(file) == chosen]
+    return Rows(lambda: (raw for file in shards for raw in files.read_file(file)), shards)
 
 
 def split_of(file: Path) -> str:
@@ -108,7 +116,8 @@ def _library_rows(opened: Any, split: str | None, name: str) -> Rows:
         split = choose_split(list(opened), split, name)
         opened = opened[split]
     shown = f"{name}[{split}]" if split else name
-    return lambda: files.table_rows(opened.with_format("arrow").iter(batch_size=1024), shown)
+    stored = [Path(file["filename"]) for file in getattr(opened, "cache_files", [])]  # none where it is held in memory
+    return Rows(lambda: files.table_rows(opened.with_format("arrow").iter(batch_size=1024), shown), stored)
 
 
 def _line(err: BaseException) -> str:

@@ -1,226 +1,245 @@
 """The `checkpoint` template: the checkpoint's own chat template renders training rows, byte for byte as for inference.
 
-The mask needs no marks in the template. For an assistant turn, X is the rendering up to and with it, P the rendering before
-it with the generation prompt: training starts where P ends, and ends where X and its continuation part ways.
-The text is tokenized once, whole; character spans map to tokens by offsets.
+The mask needs no marks in the template: see `turns`. The text is tokenized once, whole; character spans map to tokens by
+offsets. A turn that the whole conversation renders otherwise becomes a sample of its own.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from swift_core.errors import RequestError
 from swift_core.types import Batch, Row, Sample
 
 from swift_plugin_transformers.collation import collate, pack
 from swift_plugin_transformers.config import ChatTemplateConfig
+from swift_plugin_transformers.loss_weights import (
+    STRATEGIES,
+    Piece,
+    by_regex,
+    compile_spans,
+    message_weight,
+    overlay,
+    token_weights,
+    trained_spans,
+)
+from swift_plugin_transformers.markers import Markers, common_prefix, common_suffix
+from swift_plugin_transformers.presence import disguised
+from swift_plugin_transformers.rendering import Conversation, Refused, Renderer, forms, standard
+from swift_plugin_transformers.thinking import CALL, Block, choose, find_block, has_reasoning
+from swift_plugin_transformers.turns import Facts, Turn, Unfit, find_turn, learn
 
-MARKER = re.compile(r"<[^<>\s]{1,48}>|\[/?[A-Z_]{2,32}\]")
-OURS = ("train", "weight")  # keys of a message that are for us, not for the template
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Where one assistant turn is trained: characters [start, end) of `text`, the rendering up to it."""
-
-    index: int
-    text: str
-    start: int
-    end: int
-    weight: float
-    appended: str | None
-    notes: tuple[str, ...]
+NOTHING = "the row has no trainable token: no assistant message with content, or train: false on all"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up", "description": "Look a word up.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "it"}}, "required": ["word"]},
+    },
+}  # fmt: skip
 
 
 class ChatTemplate:
     """Renders and masks rows with a tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, config: ChatTemplateConfig) -> None:
-        self.tokenizer, self.config = tokenizer, config
-        self.source: str | None = None
-        if config.file:
-            try:
-                self.source = Path(config.file).read_text(encoding="utf-8")
-            except OSError as err:
-                raise RequestError(f"template.file: {config.file} cannot be read: {err.strerror}") from None
-        elif not getattr(tokenizer, "chat_template", None):
-            raise RequestError("this checkpoint ships no chat template; give one with template.file=FILE.jinja")
+    def __init__(self, processor: Any, config: ChatTemplateConfig) -> None:
+        self.tokenizer, self.config = getattr(processor, "tokenizer", processor), config
+        holder = self.tokenizer if getattr(self.tokenizer, "chat_template", None) else processor
+        self.renderer = Renderer(holder, config)
+        self.spans = compile_spans(config.spans)
+        if config.loss == "spans" and not self.spans:
+            raise RequestError('template.loss=spans needs template.spans, such as {"<tool_call>.+?</tool_call>": 2.0}')
+        self.markers = Markers(self.tokenizer.all_special_tokens)
+        self._blocks: dict[str, Block] = {}
+        self._facts: dict[str, Facts] = {}
+        self._chosen: dict[str, dict[str, Any]] = {}
+        self._stops: list[int] | None = None
 
-    def render(self, messages: list[Row], tools: Any = None, prompt: bool = False, **kwargs: Any) -> str:
-        """The template's text. Tool arguments are objects; a template that refuses them gets strings."""
-        plain = [{key: value for key, value in message.items() if key not in OURS} for message in messages]
-        for message in plain:
-            message["content"] = message.get("content") or ""  # null beside tool calls: some templates print "None" for it
-        options = {"tools": tools or None, "tokenize": False, "add_generation_prompt": prompt, "chat_template": self.source}
-        try:
-            return str(self.tokenizer.apply_chat_template(plain, **options, **kwargs))
-        except (TemplateError, TypeError) as err:
-            if any(message.get("tool_calls") for message in plain):
-                try:
-                    return str(self.tokenizer.apply_chat_template(_string_arguments(plain), **options, **kwargs))
-                except (TemplateError, TypeError):
-                    pass
-            raise ValueError(f"the chat template refuses the row: {' '.join(str(err).split())}") from None
+    @property
+    def source(self) -> str | None:
+        """The Jinja text that stands in for the tokenizer's own, if any."""
+        return self.renderer.given
 
     def encode(self, row: Row) -> list[Sample]:
         """The samples of a row: one with all turns that stand in the whole text as they were rendered, and one for each
         turn that does not. Raises ValueError with the reason to refuse the row."""
-        messages, tools = row["messages"], row.get("tools")
-        kwargs = {**self.config.kwargs, **row.get("chat_template_kwargs", {})}
-        wanted = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        turns = [self._turn(messages, n, tools, kwargs) for n in (wanted[-1:] if self.config.turns == "last" else wanted)]
-        turns = [turn for turn in turns if turn.weight]
-        if not turns:
-            raise ValueError("the row has no trainable token: no assistant message with content, or train: false on all")
-        whole = self.render(messages, tools, **kwargs)
-        inside = [turn for turn in turns if turn.appended is None and whole.startswith(turn.text[: turn.end])]
-        samples = [self._sample(whole, inside, kwargs)] if inside else []
+        messages, tools = standard(row["messages"]), row.get("tools")
+        trained = STRATEGIES[self.config.loss](messages)
+        if not trained:
+            raise ValueError(NOTHING)
+        kwargs = self.kwargs_for(messages, tools, {**self.config.kwargs, **(row.get("chat_template_kwargs") or {})})
+        faults: list[Refused] = []
+        for form in forms(messages):
+            try:
+                return self._encode(Conversation(self.renderer, messages, tools, kwargs, form), trained)
+            except Refused as err:
+                faults.append(err)
+        raise ValueError(str(next((err for err in faults if isinstance(err, Unfit)), faults[0])))
+
+    def kwargs_for(self, messages: list[Row], tools: Any, base: dict[str, Any]) -> dict[str, Any]:
+        """`base` and, where the template has a thinking switch, its value for rows with or without reasoning."""
+        key = self._key(tools, base)
+        block = self._blocks.get(key) or find_block(self.renderer, tools, base, self.markers)
+        if block:
+            self._blocks[key] = block
+        block = block or Block.of()
+        reasoned = any(message["role"] == "assistant" and has_reasoning(message, block) for message in messages)
+        key += str(reasoned)
+        if key in self._chosen:
+            return self._chosen[key]
+        chosen = choose(self.renderer, tools, base, block, reasoned, self.markers)
+        if chosen is not None:  # else it is asked again, as the row's own tools may be at fault: no row decides for others
+            self._chosen[key] = chosen
+        return base if chosen is None else chosen
+
+    def facts(self, tools: Any, kwargs: dict[str, Any]) -> Facts:
+        key = self._key(tools, kwargs)
+        if key in self._facts:
+            return self._facts[key]
+        facts = learn(self.renderer, tools, kwargs, self.markers)
+        if facts.sure:
+            self._facts[key] = facts
+        return facts
+
+    def _key(self, tools: Any, kwargs: dict[str, Any]) -> str:
+        return json.dumps([bool(tools), kwargs], sort_keys=True, default=str)
+
+    def _encode(self, conversation: Conversation, trained: list[int]) -> list[Sample]:
+        messages, facts = conversation.messages, self.facts(conversation.tools, conversation.kwargs)
+        answers = [n for n in trained if messages[n]["role"] == "assistant"]
+        turns = [find_turn(conversation, n, facts, self.markers) for n in answers]
+        whole = conversation.text(len(messages))
+        closing = turns[-1] if turns and turns[-1].index == len(messages) - 1 and turns[-1].appended else None
+        if closing:
+            whole = closing.text
+        inside = [turn for turn in turns if whole.startswith(turn.text[: turn.end])]
+        samples = []
+        notes = [note for turn in inside for note in turn.notes]
+        if inside and self._differs(conversation, inside):
+            notes.append("generation-marks")
+        appended = closing.appended if closing else None
+        if self.config.loss == "all":
+            samples.append(self._sample(conversation, whole, self._all(conversation, whole, inside), trained, appended, notes))
+        elif inside:
+            pieces = [piece for turn in inside for piece in self._pieces(messages, turn)]
+            samples.append(self._sample(conversation, whole, pieces, [turn.index for turn in inside], appended, notes))
         for turn in turns:
             if turn not in inside:
-                samples.append(self._sample(turn.text, [turn], kwargs, () if turn.appended else ("own-sample",)))
+                own = ["own-sample", *turn.notes]
+                samples.append(
+                    self._sample(conversation, turn.text, self._pieces(messages, turn), [turn.index], turn.appended, own)
+                )
         return samples
 
-    def _turn(self, messages: list[Row], index: int, tools: Any, kwargs: dict[str, Any]) -> Turn:
-        message, notes = messages[index], []
-        text = self.render(messages[: index + 1], tools, **kwargs)
-        prompt = self.render(messages[:index], tools, prompt=True, **kwargs) if index else ""
-        start = len(prompt)
-        if not text.startswith(prompt):
-            start = _parting(text, prompt)
-            notes.append("prompt-mismatch")
-        after = self._continued(messages[: index + 1], tools, kwargs)
-        shared = _shared(text, after)
-        end = len(text[:shared].rstrip())
-        content_end = _content_end(text, message, start)
-        appended = None
-        if end <= content_end:
-            end = len(text.rstrip())
-        if end <= content_end or (message.get("tool_calls") and not self._closes(tools, kwargs)):
-            end = len(text.rstrip())
-            marker = MARKER.search(after, _place(text[:end], after))
-            if marker is None:
-                raise ValueError(f"message {index}: the chat template writes no end marker after the answer")
-            appended = marker.group()
-            text = text[:end] + appended
-            end = len(text)
-        weight = float(message.get("weight", 1.0)) if message.get("train", True) else 0.0
-        return Turn(index, text, start, end, weight, appended, tuple(notes))
+    def _pieces(self, messages: list[Row], turn: Turn) -> list[Piece]:
+        piece = (turn.hole, turn.end, message_weight(messages[turn.index]))
+        return by_regex(turn.text, piece, self.spans) if self.spans else [piece]
 
-    def _continued(self, messages: list[Row], tools: Any, kwargs: dict[str, Any]) -> str:
-        """The rendering with one more message: a call's result, where the template takes it, else the user's."""
-        for call in (messages[-1].get("tool_calls") or [])[:1]:
-            result = {"role": "tool", "content": "x", "name": call["function"]["name"], "tool_call_id": call.get("id", "")}
-            try:
-                return self.render([*messages, result], tools, **kwargs)
-            except ValueError:
-                break
-        return self.render([*messages, {"role": "user", "content": "x"}], tools, **kwargs)
+    def _all(self, conversation: Conversation, whole: str, inside: list[Turn]) -> list[Piece]:
+        """The whole text; what a message says has that message's weight, and an answer is weighed to its end marker."""
+        pieces: list[Piece] = [(0, len(whole), 1.0)]
+        ends = {turn.index: (turn.hole, turn.end) for turn in inside}
+        for index, message in enumerate(conversation.messages):
+            weight = message_weight(message)
+            span = ends.get(index)
+            if weight != 1.0:
+                start, end = span or self._part(conversation, index)
+                pieces = overlay(pieces, (start, end, weight))
+            if span and self.spans:
+                for piece in by_regex(whole, (*span, weight), self.spans):
+                    pieces = overlay(pieces, piece)
+        return pieces
 
-    def _closes(self, tools: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether the template itself writes an end marker after an answer."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            return self._turn(probe, 1, tools, kwargs).appended is None
-        except ValueError:
-            return True
+    def _part(self, conversation: Conversation, index: int) -> tuple[int, int]:
+        """Where the whole text has what a message says."""
+        variant, _ = disguised(conversation.messages[index])
+        whole = conversation.text(len(conversation.messages))
+        other = conversation.renderer.render(
+            [*conversation.formed[:index], conversation.form(variant), *conversation.formed[index + 1 :]],
+            conversation.tools, conversation.kwargs,
+        )  # fmt: skip
+        start = common_prefix(whole, other)
+        return start, max(start, len(whole) - common_suffix(whole, other))
 
-    def _sample(self, text: str, turns: list[Turn], kwargs: dict[str, Any], notes: Sequence[str] = ()) -> Sample:
+    def _differs(self, conversation: Conversation, inside: list[Turn]) -> bool:
+        """Whether the template's own `{% generation %}` marks say otherwise than the rule."""
+        marks = conversation.marks()
+        if marks is None:
+            return False
+        whole = conversation.text(len(conversation.messages))
+        marked = {(start, start + len(whole[start:end].rstrip())) for start, end in marks}
+        return any((turn.start, turn.end) not in marked and (turn.hole, turn.end) not in marked for turn in inside)
+
+    def _sample(
+        self,
+        conversation: Conversation,
+        text: str,
+        pieces: list[Piece],
+        turns: list[int],
+        appended: str | None,
+        notes: list[str],
+    ) -> Sample:
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise RequestError(
+                "the mask needs a fast tokenizer, one with a tokenizer.json: this one tells no offsets of its tokens"
+            )
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        weights = [
-            next((turn.weight for turn in turns if turn.start <= begin < turn.end and finish > begin), 0.0)
-            for begin, finish in encoded["offset_mapping"]
-        ]
         return Sample(
-            list(encoded["input_ids"]), weights, turns=[turn.index for turn in turns], text=text,
-            spans=[(turn.start, turn.end) for turn in turns], appended=next((t.appended for t in turns if t.appended), None),
-            kwargs=kwargs, notes=[*notes, *(note for turn in turns for note in turn.notes)],
+            list(encoded["input_ids"]), token_weights(encoded["offset_mapping"], pieces), turns=turns, text=text,
+            spans=trained_spans(pieces), appended=appended, kwargs=dict(conversation.kwargs), notes=notes,
         )  # fmt: skip
 
     def prompt(self, messages: list[Row], tools: list[Any] | None = None, **kwargs: Any) -> list[int]:
-        """Ids of the rendering with the generation prompt, as inference starts from it."""
-        text = self.render(messages, tools, prompt=True, **{**self.config.kwargs, **kwargs})
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Ids of the rendering with the generation prompt, as inference starts from it. With a sample's `kwargs` it is
+        what stands before the sample's last answer."""
+        messages, kwargs = standard(messages), {**self.config.kwargs, **kwargs}
+        faults = []
+        for form in forms(messages):
+            try:
+                text = Conversation(self.renderer, messages, tools, kwargs, form).text(len(messages), prompt=True)
+                return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            except Refused as err:
+                faults.append(err)
+        raise ValueError(str(faults[0]))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def stop_ids(self) -> list[int]:
-        """The end-of-text token, and the token with which the template ends an assistant turn."""
-        probe = self.encode({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})[0]
-        last = max(n for n, weight in enumerate(probe.weights) if weight)
-        ids = {probe.input_ids[last]} if probe.input_ids[last] in self.tokenizer.all_special_ids else set()
-        return sorted(ids | ({self.tokenizer.eos_token_id} - {None}))
+        """The end-of-text token, and the tokens with which the template ends an answer and a tool call."""
+        if self._stops is None:
+            eos = self.tokenizer.eos_token_id
+            ids = set(eos if isinstance(eos, list) else [eos]) - {None}
+            question: Row = {"role": "user", "content": "a"}
+            talks: list[tuple[list[Row], list[Any] | None]] = [
+                ([question, {"role": "assistant", "content": "b"}], None),
+                ([question, {"role": "assistant", "content": None, "tool_calls": [CALL]}], [TOOL]),
+            ]
+            for messages, tools in talks:
+                ids |= self._ends(messages, tools)
+            self._stops = sorted(ids)
+        return list(self._stops)
+
+    def _ends(self, messages: list[Row], tools: list[Any] | None) -> set[int]:
+        """The last trained token of a conversation, where it is a whole end marker."""
+        kwargs = self.kwargs_for(messages, tools, dict(self.config.kwargs))
+        for form in forms(messages):
+            try:
+                conversation = Conversation(self.renderer, messages, tools, kwargs, form)
+                turn = find_turn(conversation, 1, self.facts(tools, kwargs), self.markers)
+            except Refused:
+                continue
+            markers = self.markers.all(turn.text, turn.start, turn.end)
+            if markers and turn.text[: turn.end].endswith(markers[-1]):
+                ids = self.tokenizer(markers[-1], add_special_tokens=False)["input_ids"]
+                return set(ids) if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else set()
+            return set()
+        return set()
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples, self.tokenizer.pad_token_id or 0)
 
     def pack(self, samples: Sequence[Sample]) -> Sample | None:
         return pack(samples)
-
-
-def _shared(text: str, other: str) -> int:
-    """Length of the common prefix, moved back to the start of a marker that it would cut."""
-    length = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    for whole in (text, other):
-        for marker in MARKER.finditer(whole, max(0, length - 64)):
-            if marker.start() < length < marker.end():
-                length = marker.start()
-    return length
-
-
-def _parting(text: str, prompt: str) -> int:
-    """Where an answer begins whose rendering does not begin with its prompt: after the prompt's last header if that comes
-    later, else where the two part ways."""
-    shared = _shared(text, prompt)
-    header = prompt[max((marker.start() for marker in MARKER.finditer(prompt)), default=len(prompt)) :]
-    found = text.find(header, shared) if header else -1
-    return shared if found < 0 else found + len(header)
-
-
-def _place(text: str, after: str) -> int:
-    """Where the end of `text` stands in `after`, which may render what comes before it differently."""
-    for length in range(min(len(text), 256), 0, -1):
-        found = after.rfind(text[-length:])
-        if found >= 0:
-            return found + length
-    return len(after)
-
-
-def _content_end(text: str, message: Row, start: int) -> int:
-    """Where the message's content and tool calls end in `text`. Raises ValueError when the template leaves them out."""
-    content = message.get("content") or ""
-    parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    parts += [call["function"]["name"] for call in message.get("tool_calls") or []]
-    end = start
-    for part in (part.strip() for part in parts if part.strip()):  # a call may come without text
-        found = text.rfind(part, start)
-        if found < 0:
-            raise ValueError(f"the chat template leaves out what the assistant says: {part[:40]!r}")
-        end = max(end, found + len(part))
-    return end
-
-
-def _string_arguments(messages: list[Row]) -> list[Row]:
-    changed = []
-    for message in messages:
-        calls = message.get("tool_calls")
-        if calls:
-            calls = [
-                {
-                    **call,
-                    "function": {
-                        **call["function"],
-                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for call in calls
-            ]
-            message = {**message, "tool_calls": calls}
-        changed.append(message)
-    return changed

@@ -23,8 +23,13 @@ class ChatTemplateConfig:
     """`template: {kwargs: {enable_thinking: false}}`."""
 
     file: str | None = option(None, "a .jinja file to use instead of the checkpoint's template")
-    kwargs: dict[str, Any] = option({}, "arguments given to the template")
-    turns: Literal["all", "last"] = option("all", "which assistant turns are trained")
+    jinja: str | None = option(None, "a chat template as text, instead of the checkpoint's")
+    variant: str | None = option(None, "which of the checkpoint's named templates; by default tool_use where there are tools")
+    kwargs: dict[str, Any] = option({}, "arguments given to the template; a row's chat_template_kwargs go before them")
+    loss: Literal["assistant", "last", "all", "spans"] = option(
+        "assistant", "what is trained: every answer, the last one, every token, or answers weighted by template.spans"
+    )
+    spans: dict[str, float] = option({}, "regular expression: factor of the weight of what it matches in an answer")
 
 
 @dataclass
