@@ -187,7 +187,7 @@ def test_packed_and_accumulated_equal_plain(command: list[object], tmp_path: Pat
         "plain": ["trainer.batch_size=13"],
         "packed": ["trainer.batch_size=13", "trainer.packing=true", "trainer.max_length=200"],
         "accumulated": ["trainer.batch_size=1", "trainer.accumulate=13"],
-        "tokens": ["trainer.batch_size=13", "trainer.batch_tokens=120"],
+        "tokens": ["trainer.accumulate=13", "trainer.batch_tokens=120"],
     }
     runs = {}
     for name, settings in shapes.items():

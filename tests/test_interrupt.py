@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import THREADS, Forks, checkpoint, events, state, summary, swift
+from support import THREADS, Forks, checkpoint, events, state, summary, sums, swift, write_rows
 
 SETTINGS = [THREADS, "tuner.dropout=0.1", "trainer.epochs=10", "trainer.batch_size=1", "trainer.save_every=1000"]
 
@@ -55,9 +55,9 @@ def test_the_second_stops_at_once(command: list[object], tmp_path: Path, forks: 
     assert [json.loads(line)["event"] for line in (output / "log.jsonl").read_text().splitlines()][:1] == ["run"]
 
 
-def test_before_anything_is_trained(command: list[object], tmp_path: Path, forks: Forks) -> None:
-    output = tmp_path / "run"
-    run = forks.start(*command, "--output", output, "dataset.0.weight=100000")  # tokenizing takes long
+def test_before_anything_is_trained(tiny_folder: Path, tmp_path: Path, forks: Forks) -> None:
+    output, many = tmp_path / "run", write_rows(tmp_path / "many.jsonl", sums(0, 50_000))  # tokenizing takes long
+    run = forks.start("train", "--model", tiny_folder, "--dataset", many, "--output", output, *SETTINGS)
     assert run.until(lambda: "tokenizing: " in run.read("err"))
     run.signal(signal.SIGINT)
     done = run.wait()

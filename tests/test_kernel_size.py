@@ -11,7 +11,7 @@ import tokenize
 from pathlib import Path
 
 KERNEL = Path(__file__).parent.parent / "kernel" / "src" / "swift_core"
-CEILING = 3000
+CEILING = {"all": 3200, "without the conformance kit": 2750}  # lower them when code goes
 
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -37,4 +37,5 @@ def test_the_kernel_stays_below_its_ceiling() -> None:
     total, kit = sum(counts.values()), sum(count for name, count in counts.items() if name.startswith("testing/"))
     largest = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1])[:5])
     print(f"\nkernel: {total} lines of code, {kit} of them the conformance kit; the largest: {largest}")
-    assert total <= CEILING
+    assert total <= CEILING["all"]
+    assert total - kit <= CEILING["without the conformance kit"]

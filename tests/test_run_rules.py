@@ -90,7 +90,7 @@ def test_packing_is_refused_where_samples_see_each_other(tmp_path: Path) -> None
     packed = ["trainer.packing=true", "trainer.max_length=256", "--tuner", "full", "--output", tmp_path / "a"]
     refused = swift("train", "--model", tmp_path / "mamba", "--dataset", file, *packed)
     assert refused.code == 2
-    assert refused.error.startswith("trainer.packing: this model lets packed samples see each other")
+    assert refused.error.startswith("trainer.packing: this model lets samples laid end to end see each other")
 
 
 def test_an_adapter_of_another_tool_is_what_is_scored(command: list[object], rows: Path, tmp_path: Path) -> None:

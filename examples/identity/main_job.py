@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from swift_core.config import Component, RunConfig, load_config
-from swift_core.source import encode_record
 from swift_core.errors import SwiftError
 from swift_core.events import console_events
 from swift_core.plan import write_json
 from swift_core.session import Session
+from swift_core.source import encode_record
 from swift_core.training import train
 from swift_core.types import Request
 from swift_plugin_use.folders import export

@@ -111,7 +111,9 @@ def test_passes_by_tokens() -> None:
     assert list(by_tokens(order, sizes, 20, padded=False)) == [[1, 3, 2], [0], [4]]
     assert list(by_tokens(order, sizes, 20, padded=False, bucket=2)) == [[1, 0], [3, 2], [4]]
     made = feed(samples([7] * 40 + [20] * 40), batch_tokens=41, flat=False)
-    shapes = [[len(sample.input_ids) for sample in one] for step in range(1, made.epoch_steps + 1) for one in made.passes(step, 0)]
+    shapes = [
+        [len(sample.input_ids) for sample in one] for step in range(1, made.epoch_steps + 1) for one in made.passes(step, 0)
+    ]
     assert all(max(shape) * len(shape) <= 41 for shape in shapes)
     assert sorted(map(tuple, shapes)) == [(7,) * 5] * 8 + [(20,) * 2] * 20
     assert shapes[:8] != [[7] * 5] * 8  # short and long ones mixed over the epoch

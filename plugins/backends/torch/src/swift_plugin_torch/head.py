@@ -129,7 +129,7 @@ class Forward:
         return states
 
     def _separable(self) -> torch.nn.Linear | None:
-        """The output layer, if it is a plain linear one and the model does nothing else to its logits: tried on a few tokens."""
+        """The output layer, if it is a plain linear one and the model at most scales its logits: tried on a few tokens."""
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
         if type(head) is not torch.nn.Linear or not hasattr(self.base, "set_output_embeddings"):
             return None

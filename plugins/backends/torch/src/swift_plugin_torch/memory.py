@@ -30,7 +30,7 @@ def keep_freed_pages() -> None:
 
 
 def kept_bytes(model: Any, device: torch.device) -> float | None:
-    """Bytes of activations that autograd keeps for each token of a training pass; None where the model takes no plain tokens."""
+    """Bytes that autograd keeps for each token of a training pass; None where the model takes no plain tokens."""
     seen: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
