@@ -74,7 +74,7 @@ def test_inspect_with_a_template_file_and_its_arguments(tiny_folder: Path, talk:
     """The file may leave out the end marker after the last answer: one is added, and that is said."""
     file, last = tmp_path / "own.jinja", "'' if loop.last and message.role == 'assistant'"
     file.write_text(
-        CHATML.replace("'<|im_end|>' + '\\n'", f"({last} else '<|im_end|>')") + "{{ note or '' }}", encoding="utf-8"
+        "{{ note or '' }}" + CHATML.replace("'<|im_end|>' + '\\n'", f"({last} else '<|im_end|>')"), encoding="utf-8"
     )
     command = ["inspect", "--model", tiny_folder, "--template", file, "--dataset", talk, "--json"]
     first, _, second = lines(swift(*command).ok())
