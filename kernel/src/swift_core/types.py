@@ -308,7 +308,11 @@ class Steps(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Devices, precision and processes, inside one rank."""
+    """Devices, precision and processes, inside one rank.
+
+    A backend may have `pass_tokens`: the tokens from which on a longer forward pass gains nothing. Trainers then make shorter
+    ones of it, whose gradients add up to the same.
+    """
 
     rank: int
     world: int

@@ -12,7 +12,7 @@ import pytest
 from swift_core.errors import RequestError
 from swift_core.source import SampleList
 from swift_core.types import Sample
-from swift_plugin_supervised.feed import Feed, best_fit, by_tokens, share_of_rank
+from swift_plugin_supervised.feed import Feed, best_fit, by_tokens, cut, share_of_rank
 
 
 def samples(lengths: list[int], first: int = 0) -> SampleList:
@@ -97,6 +97,13 @@ def test_best_fit_against_a_plain_search(seed: int) -> None:
     assert all(sum(lengths[n] for n in pack) <= 100 for pack in packs)
     # Which of two packs with as much room is taken may differ; how full the packs are may not.
     assert sorted(sum(lengths[n] for n in pack) for pack in packs) == sorted(sum(lengths[n] for n in p) for p in expected)
+
+
+def test_cut_by_hand() -> None:
+    data = samples([4, 3, 3, 9, 1, 12, 2])
+    assert [[sample.row for sample in part] for part in cut(data, 10)] == [[0, 1, 2], [3, 4], [5], [6]]
+    assert cut(data, None) == [data]
+    assert cut(samples([]), 10) == []
 
 
 def test_packing_makes_rows_of_packs() -> None:

@@ -21,6 +21,7 @@ from swift_core.testing import TrainerContract
 from swift_core.types import Batch, Data, Run, Sample, StepResult, TrainResult
 from swift_plugin_supervised.config import PretrainConfig, SupervisedConfig
 from swift_plugin_supervised.loop import SupervisedTrainer
+from swift_plugin_torch.backend import TorchBackend
 from transformers import AutoModelForCausalLM
 
 
@@ -255,6 +256,28 @@ def test_flat_equals_padded(loop: Fixture) -> None:
     assert near(found["auto"][3], found["always"][3], 1e-4)
     assert {rows for rows, _ in seen["auto"].shapes} == {1}
     assert {rows for rows, _ in seen["always"].shapes} == {2, 4}
+
+
+def test_a_flat_pass_is_cut_where_the_backend_gains_nothing(loop: Fixture) -> None:
+    rest = {"batch_size": 10, "epochs": 2, "learning_rate": 3e-3}
+    loop.fit(held=HELD, folder="whole", **rest)
+    losses, evals, weights = loop.losses, loop.evals, loop.weights
+    seen = Collated()
+
+    def limit(run: Run) -> None:
+        seen.watch(run)
+        type(run.backend).pass_tokens = 50  # type: ignore[attr-defined,assignment]
+
+    kept = TorchBackend.pass_tokens
+    try:
+        loop.fit(held=HELD, folder="cut", prepare_run=limit, **rest)
+    finally:
+        TorchBackend.pass_tokens = kept  # type: ignore[method-assign]
+    assert loop.losses == pytest.approx(losses, abs=1e-5)
+    assert loop.evals == pytest.approx(evals, abs=1e-5)
+    assert near(loop.weights, weights, 1e-4)
+    assert all(rows == 1 and length <= 60 for rows, length in seen.shapes[3:])
+    assert len(seen.shapes) > 8
 
 
 def test_batch_tokens_gives_the_same_step(loop: Fixture) -> None:

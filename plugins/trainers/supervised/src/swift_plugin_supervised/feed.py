@@ -165,6 +165,22 @@ def by_tokens(order: list[int], sizes: Sequence[int], budget: int, padded: bool,
             yield group
 
 
+def cut(samples: list[Sample], limit: int | None) -> list[list[Sample]]:
+    """The samples in their order, in parts of at most `limit` tokens. A longer sample is alone."""
+    if limit is None:
+        return [samples]
+    parts: list[list[Sample]] = []
+    room = 0
+    for sample in samples:
+        length = len(sample.input_ids)
+        if not parts or length > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(sample)
+        room -= length
+    return parts
+
+
 def share_of_rank(rows: Sequence[int], rank: int, world: int) -> Sequence[int]:
     """A contiguous share for each rank, sizes differing by one at most."""
     return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from swift_core.plan import write_json
 from swift_core.rundir import Checkpoints
 from swift_core.types import Batch, Run, Sample, Samples, StepResult, Stream, TrainResult
 
-from swift_plugin_supervised.feed import Feed, share_of_rank
+from swift_plugin_supervised.feed import Feed, cut, share_of_rank
 from swift_plugin_supervised.isolation import isolates
 from swift_plugin_supervised.schedule import learning_rate, total_steps
 
@@ -87,7 +88,7 @@ class SupervisedTrainer:
             step = state.step + 1
             started = time.perf_counter()
             tuned.before_step(step)
-            batches = [self._collate(samples) for samples in feed.passes(step, backend.rank)]
+            batches = [batch for samples in feed.passes(step, backend.rank) for batch in self._batches(samples)]
             result = steps.forward_backward(batches, cross_entropy)
             rate = learning_rate(step, last_step, config)
             norm = steps.optimizer_step(rate, config.clip)
@@ -156,11 +157,14 @@ class SupervisedTrainer:
                 f"{tokens / max(1, capacity):.0%} full"
             )
 
-    def _collate(self, samples: list[Sample]) -> Batch:
-        """One batch, flat where the model isolates what is laid end to end."""
+    def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
+        """The batches of one pass: one, padded or flat. A flat one is cut between samples where it holds more tokens than the
+        backend gains by: the sum of the gradients is the same, and takes less memory."""
         template = self.run.template
-        packed = template.pack(samples) if self.flat and len(samples) > 1 else None
-        return template.collate([packed] if packed else samples)
+        parts = cut(samples, getattr(self.run.backend, "pass_tokens", None)) if self.flat else [samples]
+        for part in parts:
+            packed = template.pack(part) if self.flat and len(part) > 1 else None
+            yield template.collate([packed] if packed else part)
 
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
         state.step = step
@@ -182,7 +186,8 @@ class SupervisedTrainer:
         mine = share_of_rank(range(len(held)), backend.rank, backend.world)
         size = self.config.batch_size
         parts = [mine[at : at + size] for at in range(0, len(mine), size)]
-        batches = (self._collate([held[n] for n in part]) for part in self.run.events.track(parts, "evaluating"))
+        passes = ([held[n] for n in part] for part in self.run.events.track(parts, "evaluating"))
+        batches = (batch for samples in passes for batch in self._batches(samples))
         loss = steps.evaluate(batches, cross_entropy).loss
         better = state.best_loss is None or loss < state.best_loss
         if better:
