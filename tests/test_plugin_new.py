@@ -233,4 +233,4 @@ def test_the_contract_finds_the_fault(number: int, outcomes: dict[str, dict[str,
 def test_new_plugins_pass_the_check_of_installed_ones(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(site / "site"))
     result = swift_process("plugins", "check", *(f"sound-{kind}" for kind in KINDS.values())).ok()
-    assert [line.endswith(" 0.1.0: ok") for line in result.out.splitlines()] == [True] * len(KINDS)
+    assert [" 0.1.0: ok" in line for line in result.out.splitlines()] == [True] * len(KINDS)

@@ -35,6 +35,8 @@ MODES = {
     "padded": ["trainer.padding=always"],
     "packed": ["trainer.packing=true", "trainer.max_length=160", "trainer.batch_size=1", "trainer.accumulate=1"],
     "by tokens": ["trainer.batch_tokens=200", "trainer.accumulate=1"],
+    "stream": ["stream=true", "window=5", "trainer.max_steps=12"],
+    "packed stream": ["stream=true", "window=5", "trainer.max_steps=12", "trainer.packing=true", "trainer.max_length=160"],
 }
 """Ways to feed a run besides the default, which lays the rows of a pass end to end."""
 

@@ -255,7 +255,7 @@ def test_a_conversion_is_made_once_and_one_of_two_wins(fake: Path, monkeypatch: 
 def test_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SWIFT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert convert.cache() == tmp_path / "swift-core"
+    assert convert.cache_folder() == tmp_path / "swift-core"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert convert.cache() == tmp_path / ".cache" / "swift-core"
+    assert convert.cache_folder() == tmp_path / ".cache" / "swift-core"

