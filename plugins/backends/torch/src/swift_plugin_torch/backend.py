@@ -40,8 +40,8 @@ class TorchBackend:
 
     @property
     def pass_tokens(self) -> int | None:
-        """Tokens from which on a longer forward pass gains nothing: a CPU's matrix products are at their full rate, and what is
-        between them still fits into its caches. A GPU has no such limit below its memory."""
+        """Tokens from which on a longer forward pass gains nothing: a CPU's matrix products are at their full rate well below,
+        and each token takes memory. A GPU has no such limit below its memory."""
         return 2048 if self.device.type == "cpu" else None
 
     @property
