@@ -37,16 +37,8 @@ def issues(run: str) -> list[str]:
 
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_a_killed_stream_goes_on_where_it_was(packing: str, talk: Path, tiny_folder: Path, forks: Forks) -> None:
-    command = [
-        "train",
-        "--model",
-        tiny_folder,
-        "--dataset",
-        talk,
-        *STREAM,
-        f"trainer.packing={packing}",
-        "trainer.max_length=128",
-    ]
+    command = ["train", "--model", tiny_folder, "--dataset", talk, *STREAM]
+    command += [f"trainer.packing={packing}", "trainer.max_length=128"]
     swift(*command, "--output", "whole").ok()
     with environment(SWIFT_CACHE=str(Path("cache").resolve())):
         killed = forks.start(*command, "--output", Path("killed").resolve())
@@ -62,16 +54,8 @@ def test_a_killed_stream_goes_on_where_it_was(packing: str, talk: Path, tiny_fol
 
 def test_ranks_read_one_stream(talk: Path, tiny_folder: Path) -> None:
     """Two processes with a row each take the steps that one takes with two."""
-    command = [
-        "train",
-        "--model",
-        tiny_folder,
-        "--dataset",
-        talk,
-        *STREAM,
-        "trainer.schedule=constant",
-        "trainer.shuffle=false",
-    ]
+    command = ["train", "--model", tiny_folder, "--dataset", talk, *STREAM]
+    command += ["trainer.schedule=constant", "trainer.shuffle=false"]
     swift(*command, "--output", "one").ok()
     swift(*command, "--output", "two", "--nproc", "2", "trainer.batch_size=1").ok()
     assert issues("two") == issues("one") == ["4", "12"]
