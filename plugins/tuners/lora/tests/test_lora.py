@@ -94,7 +94,7 @@ def test_every_variant_begins_as_the_base_and_comes_back_exactly(
         assert gap(logits(fresh.model), base) < 2e-6
 
     plain = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_bundle.model), tmp_path)
-    assert torch.equal(logits(plain), expected)
+    assert gap(logits(plain), expected) < 2e-6  # peft's own layer multiplies in another order
 
 
 @variants

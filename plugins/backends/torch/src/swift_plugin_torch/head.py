@@ -13,7 +13,8 @@ import torch
 from swift_core.types import Batch
 from torch.autograd.function import once_differentiable
 
-CHUNK = {"cpu": 128, "cuda": 1024}  # positions whose logits exist at once
+CHUNK = {"cpu": 256, "cuda": 1024}  # positions whose logits exist at once, in the precision of the weights
+BLOCK = {"cpu": 16, "cuda": 1024}  # positions whose softmax is made at once, in float32: few stay in a CPU's cache
 
 
 class Outputs:
@@ -61,10 +62,10 @@ class LabelLogprobs(torch.autograd.Function):
         grad = torch.empty_like(states) if only_states else None
         for at in range(0, len(states), chunk):
             part = slice(at, at + chunk)
-            logs = _log_softmax(states[part], weight, bias)
-            result[part] = logs.gather(1, labels[part, None])[:, 0]
+            logits = torch.nn.functional.linear(states[part], weight, bias)
+            result[part] = _logprobs(logits, labels[part], into_gradient=grad is not None)
             if grad is not None:
-                torch.mm(_minus_softmax(logs, labels[part], weight.dtype), weight, out=grad[part])
+                torch.mm(logits, weight, out=grad[part])
         ctx.chunk = chunk
         ctx.save_for_backward(states, weight, bias, labels, grad)
         return result
@@ -80,8 +81,9 @@ class LabelLogprobs(torch.autograd.Function):
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for at in range(0, len(states), ctx.chunk):
             part = slice(at, at + ctx.chunk)
-            of_logits = _minus_softmax(_log_softmax(states[part], weight, bias), labels[part], torch.float32)
-            of_logits = (of_logits * upstream[part, None]).to(weight.dtype)
+            of_logits = torch.nn.functional.linear(states[part], weight, bias).float()
+            _logprobs(of_logits, labels[part], into_gradient=True)
+            of_logits = of_logits.mul_(upstream[part, None]).to(weight.dtype)
             if of_states is not None:
                 torch.mm(of_logits, weight, out=of_states[part])
             if of_weight is not None:
@@ -91,15 +93,23 @@ class LabelLogprobs(torch.autograd.Function):
         return of_states, _like(of_weight, weight), _like(of_bias, bias), None, None
 
 
-def _log_softmax(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.log_softmax(torch.nn.functional.linear(states, weight, bias).float(), -1)
-
-
-def _minus_softmax(logs: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """onehot(label) - softmax, made in place of `logs`."""
-    shares = logs.exp_().neg_()
-    shares.scatter_add_(1, labels[:, None], shares.new_ones(len(labels), 1))
-    return shares.to(dtype)
+def _logprobs(logits: torch.Tensor, labels: torch.Tensor, into_gradient: bool) -> torch.Tensor:
+    """log softmax(logits)[label] of each row, in float32: [N, V], [N] -> [N]. With `into_gradient` the logits become
+    onehot(label) - softmax, the gradient of the result with respect to them."""
+    result = labels.new_empty(len(labels), dtype=torch.float32)
+    block = BLOCK[logits.device.type]
+    for at in range(0, len(logits), block):
+        part = slice(at, at + block)
+        label = labels[part, None]
+        values = logits[part].float() if logits.dtype != torch.float32 else logits[part].clone()
+        values -= values.amax(-1, keepdim=True)
+        own = values.gather(1, label)
+        sums = values.exp_().sum(-1, keepdim=True)
+        result[part] = (own - sums.log())[:, 0]
+        if into_gradient:
+            values /= -sums
+            logits[part] = values.scatter_add_(1, label, torch.ones_like(own))
+    return result
 
 
 def _like(grad: torch.Tensor | None, parameter: torch.Tensor | None) -> torch.Tensor | None:

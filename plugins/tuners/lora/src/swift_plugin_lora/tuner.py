@@ -16,6 +16,7 @@ from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
 
 from swift_plugin_lora.config import LoraConfig
+from swift_plugin_lora.fused import FusedLinear
 
 
 class LoraTuned:
@@ -29,6 +30,8 @@ class LoraTuned:
             init_lora_weights=True if config.init == "default" else config.init,
             modules_to_save=config.save_modules or None, task_type="CAUSAL_LM",
         )  # fmt: skip
+        if not bundle.quantization:  # peft has layers of its own for quantized ones
+            options._register_custom_module({torch.nn.Linear: FusedLinear})
         init = str(options.init_lora_weights)
         if bundle.quantization and init not in ("True", "gaussian"):
             raise RequestError(
