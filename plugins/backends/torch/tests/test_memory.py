@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,10 +54,15 @@ def test_recomputing_changes_no_number(tiny_bundle: ModelBundle) -> None:
 def test_auto_goes_by_what_is_free(tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     made = steps(tiny_bundle, "auto").checkpointing
     need = 100 * made.bytes * memory.MARGIN
-    for free, on in ((need + 1, False), (need - 1, True), (need + 1, False)):
+    told = []
+    for free, on in ((need + 1, False), (need - 1, True), (need + 1, False), (need - 1, True)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        made.prepare(100)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            made.prepare(100)
+        told.append(sum("a pass over 100 tokens" in str(warning.message) for warning in caught))
         assert (made.on, tiny_bundle.model.is_gradient_checkpointing) == (on, on)
+    assert told == [0, 1, 0, 0]  # once
 
 
 def test_kept_bytes_grow_with_the_model_and_not_with_its_weights(tiny_bundle: ModelBundle, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class Checkpointing:
     """Whether a pass recomputes its activations layer by layer (Chen et al. 2016): `auto`, `always` or `never`."""
 
     def __init__(self, base: Any, mode: str, device: torch.device) -> None:
-        self.base, self.mode, self.device, self.on = base, mode, device, False
+        self.base, self.mode, self.device, self.on, self.told = base, mode, device, False, False
         self.able = bool(getattr(base, "supports_gradient_checkpointing", False))
         self.bytes = kept_bytes(base, device) if self.able and mode == "auto" else None
 
@@ -82,7 +83,15 @@ class Checkpointing:
         """Before a training pass over so many tokens, padding included."""
         wanted = self.mode == "always"
         if self.bytes is not None:
-            wanted = tokens * self.bytes * MARGIN > free_bytes(self.device)
+            need, free = tokens * self.bytes * MARGIN, free_bytes(self.device)
+            wanted = need > free
+            if wanted and not self.told:
+                self.told = True
+                warnings.warn(
+                    f"a pass over {tokens} tokens needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
+                    "activations are recomputed where that is so, at a third more arithmetic (backend.checkpointing=never forbids it)",
+                    stacklevel=2,
+                )
         if not self.able or wanted == self.on:
             return
         if wanted:
