@@ -89,7 +89,8 @@ class Checkpointing:
                 self.told = True
                 warnings.warn(
                     f"a pass over {tokens} tokens needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
-                    "activations are recomputed where that is so, at a third more arithmetic (backend.checkpointing=never forbids it)",
+                    "activations are recomputed where that is so, at a third more arithmetic "
+                    "(backend.checkpointing=never forbids it)",
                     stacklevel=2,
                 )
         if not self.able or wanted == self.on:
