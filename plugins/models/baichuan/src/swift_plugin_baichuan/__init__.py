@@ -1,0 +1,1 @@
+"""Baichuan of Baichuan Intelligence."""

@@ -1,0 +1,1 @@
+"""BLIP, BLIP-2, InstructBLIP and InstructBLIP-Video of Salesforce, and GIT."""

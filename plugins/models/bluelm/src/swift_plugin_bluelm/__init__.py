@@ -1,0 +1,1 @@
+"""BlueLM of vivo."""

@@ -1,0 +1,1 @@
+"""The small classics, as data: manifest and checkpoints."""

@@ -1,0 +1,1 @@
+"""Command, Aya and North of Cohere."""

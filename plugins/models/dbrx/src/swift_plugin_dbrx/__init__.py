@@ -1,0 +1,1 @@
+"""DBRX and MPT of Databricks."""

@@ -1,0 +1,1 @@
+"""dots.llm and dots.ocr of rednote."""

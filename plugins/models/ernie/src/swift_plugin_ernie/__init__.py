@@ -1,0 +1,1 @@
+"""ERNIE, PaddleOCR-VL and Qianfan-OCR of Baidu."""

@@ -1,0 +1,1 @@
+"""EXAONE of LG AI Research."""

@@ -1,0 +1,1 @@
+"""Falcon, Falcon Mamba and Falcon-H1 of the Technology Innovation Institute."""

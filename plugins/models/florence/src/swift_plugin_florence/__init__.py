@@ -1,0 +1,1 @@
+"""Florence-2 and Kosmos of Microsoft."""

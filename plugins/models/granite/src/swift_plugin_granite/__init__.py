@@ -1,0 +1,1 @@
+"""Granite of IBM: text, mixture of experts, hybrid, vision, speech, and Bamba."""

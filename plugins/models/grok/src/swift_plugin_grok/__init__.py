@@ -1,0 +1,1 @@
+"""Grok-1, as converted by hpcai-tech."""

@@ -1,0 +1,1 @@
+"""Embedding and reranking models: GTE and GME of Alibaba, BGE, Jina, Nomic."""

@@ -1,0 +1,1 @@
+"""Hunyuan and Youtu-LLM of Tencent."""

@@ -1,0 +1,1 @@
+"""Idefics and SmolVLM of Hugging Face."""

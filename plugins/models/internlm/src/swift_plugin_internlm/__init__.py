@@ -1,0 +1,1 @@
+"""InternLM, InternLM-XComposer and Intern-S1 of Shanghai AI Laboratory."""

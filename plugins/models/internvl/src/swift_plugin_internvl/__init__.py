@@ -1,0 +1,1 @@
+"""InternVL of OpenGVLab, in its own form and in that of transformers, and SenseNova-SI."""

@@ -1,0 +1,1 @@
+"""Keye-VL of Kuaishou."""

@@ -1,0 +1,1 @@
+"""Kimi and Moonlight of Moonshot AI."""

@@ -1,0 +1,1 @@
+"""LFM2 and LFM3 of Liquid AI."""

@@ -1,0 +1,1 @@
+"""LLaVA and models built like it: LLaVA-NeXT, OneVision, Video-LLaVA, ViP-LLaVA."""

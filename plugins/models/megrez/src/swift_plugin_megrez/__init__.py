@@ -1,0 +1,1 @@
+"""Megrez of Infinigence."""

@@ -1,0 +1,1 @@
+"""MiMo and MiDashengLM of Xiaomi."""

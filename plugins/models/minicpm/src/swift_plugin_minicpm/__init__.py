@@ -1,0 +1,1 @@
+"""MiniCPM, MiniCPM-V and MiniCPM-o of OpenBMB."""

@@ -1,0 +1,1 @@
+"""MOSS-VL and MOSS-Transcribe of OpenMOSS."""

@@ -1,0 +1,1 @@
+"""mPLUG-Owl and DocOwl of Alibaba."""

@@ -1,0 +1,1 @@
+"""OLMo, OLMoE, FlexOlmo and Molmo of Ai2."""

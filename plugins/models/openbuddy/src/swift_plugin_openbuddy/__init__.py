@@ -1,0 +1,1 @@
+"""OpenBuddy: multilingual chat models on Llama, Mistral, Mixtral and others."""

@@ -1,0 +1,1 @@
+"""Ovis and Marco of AIDC-AI."""

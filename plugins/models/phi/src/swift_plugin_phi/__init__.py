@@ -1,0 +1,1 @@
+"""Phi of Microsoft: text, mixture of experts, vision and multimodal models."""

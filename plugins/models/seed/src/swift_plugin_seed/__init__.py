@@ -1,0 +1,1 @@
+"""Seed-OSS, UI-TARS, SAIL-VL2 and Valley of ByteDance."""

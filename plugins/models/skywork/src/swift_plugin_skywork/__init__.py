@@ -1,0 +1,1 @@
+"""Skywork: the 13B models, Skywork-o1 and the reward models."""

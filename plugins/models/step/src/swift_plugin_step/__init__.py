@@ -1,0 +1,1 @@
+"""Step, Step-Audio and GOT-OCR of StepFun."""

@@ -1,0 +1,1 @@
+"""TeleChat and TeleChat2 of China Telecom."""
