@@ -1,4 +1,5 @@
 # make train   set up, LoRA-tune the embedded model on the identity data set, show before and after
+# make digits  set up, teach a small vision-language model to read digits, measure it on unseen ones
 # make test    set up, run all tests (SLOW=1: the slow ones too)
 # make lint    ruff and the type checker
 # All use one .venv, made and filled on first use, and again when constraints.txt or a pyproject.toml changes.
@@ -10,9 +11,12 @@ DISTRIBUTIONS := kernel $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/
 PROJECTS := $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: train test lint clean
+.PHONY: train digits test lint clean
 train: $(VENV)/installed
 	$(BIN)/python examples/identity/main_job.py $(ARGS)
+
+digits: $(VENV)/installed
+	$(BIN)/python examples/digits/main.py $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(if $(SLOW),,-m "not slow") $(ARGS)

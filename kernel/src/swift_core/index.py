@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from swift_core.api import describe_mismatch
 from swift_core.manifest import Entry, Manifest, ManifestError, read_manifest
 
 GROUP = "swift.manifest"
+Locate = Callable[[str], str | None]
 READY, DISABLED, INCOMPATIBLE, BROKEN, CONFLICT = "READY", "DISABLED", "INCOMPATIBLE", "BROKEN", "CONFLICT"
 
 
@@ -61,13 +64,20 @@ def build_index(path: list[str] | None = None, disabled: str | None = None) -> P
         disabled = os.environ.get("SWIFT_DISABLE_PLUGINS", "")
     blocked = {plugin_name(part) for part in disabled.split(",") if part.strip()}
     index = PluginIndex()
+    packages: dict[str, str] = {}  # the first folder on the path that holds a name, by name
+    declared: list[tuple[str, str, str, str]] = []
     for folder in path if path is not None else sys.path:
-        for name, version, info in _distributions(folder or "."):
+        names = _listing(folder or ".")
+        for name in names:
+            packages.setdefault(name, folder or ".")
+        for name, version, info in _distributions(folder or ".", names):
             if name in index.versions:
                 continue  # the first on the path wins, as it does for import
             index.versions[name] = version
-            for module, manifest_file in _manifest_entry_points(info):
-                index.plugins[name] = _read_plugin(name, version, module, manifest_file, blocked, path)
+            declared += [(name, version, module, file) for module, file in _manifest_entry_points(info)]
+    locate = partial(_package, packages=packages, path=path)
+    for name, version, module, file in declared:
+        index.plugins[name] = _read_plugin(name, version, module, file, blocked, locate)
     index.plugins = dict(sorted(index.plugins.items()))
     _mark_conflicts(index)
     return index
@@ -79,12 +89,24 @@ def plugin_name(text: str) -> str:
     return name if name.startswith("swift-plugin-") else f"swift-plugin-{name}"
 
 
-def _distributions(folder: str) -> list[tuple[str, str, str]]:
-    """(normalised name, version, info folder) of each distribution in a folder, sorted."""
+def _listing(folder: str) -> list[str]:
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(os.listdir(folder))
     except OSError:
         return []
+
+
+def _package(module: str, packages: dict[str, str], path: list[str] | None) -> str | None:
+    """The folder of a top-level package: where the path's listings show it, else where `find_spec`, far slower, does."""
+    folder = os.path.join(packages.get(module, ""), module)
+    if module in packages and f"{module}.py" not in packages and os.path.isfile(os.path.join(folder, "__init__.py")):
+        return folder
+    spec = find_spec(module) if path is None else PathFinder.find_spec(module, path)
+    return next(iter(spec.submodule_search_locations), None) if spec and spec.submodule_search_locations else None
+
+
+def _distributions(folder: str, names: list[str]) -> list[tuple[str, str, str]]:
+    """(normalised name, version, info folder) of each distribution in a folder."""
     found = []
     for name in names:
         if name.endswith((".dist-info", ".egg-info")):
@@ -107,7 +129,7 @@ def _manifest_entry_points(info: str) -> list[tuple[str, str]]:
     return [(module, file or "swift_plugin.toml") for module, _, file in (value.partition(":") for value in values)]
 
 
-def _read_plugin(name: str, version: str, module: str, manifest_file: str, blocked: set[str], path: list[str] | None) -> Plugin:
+def _read_plugin(name: str, version: str, module: str, manifest_file: str, blocked: set[str], locate: Locate) -> Plugin:
     plugin = Plugin(name, version, package=module)
     if name in blocked or plugin_name(name) in blocked:
         plugin.status, plugin.reason = DISABLED, "switched off by SWIFT_DISABLE_PLUGINS"
@@ -115,10 +137,10 @@ def _read_plugin(name: str, version: str, module: str, manifest_file: str, block
     try:
         if "." in module:
             raise ManifestError(f"its manifest must sit in a top-level package, not in {module!r}")
-        spec = find_spec(module) if path is None else PathFinder.find_spec(module, path)
-        if spec is None or not spec.submodule_search_locations:
+        folder = locate(module)
+        if folder is None:
             raise ManifestError(f"its package {module!r} cannot be found")
-        plugin.manifest = read_manifest(Path(next(iter(spec.submodule_search_locations))) / manifest_file)
+        plugin.manifest = read_manifest(Path(folder) / manifest_file)
         if normalise(plugin.manifest.name) != name:
             raise ManifestError(f"its manifest says name = {plugin.manifest.name!r}; it must be the distribution's, {name!r}")
         mismatch = describe_mismatch(name, version, plugin.manifest.api, __version__)

@@ -6,6 +6,7 @@ one is found by its author and not by a user.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,18 @@ PART_KINDS = ("preparer", "optimizer", "loss", "metric", "reward", "tool_format"
 
 _COMMON: dict[str, type[Any]] = {"id": str, "summary": str, "requires": list, "config": str, "capabilities": list}
 _EXTRA: dict[str, dict[str, type[Any]]] = {
-    "models": {"architectures": list, "checkpoints": str, "template": str, "loads": bool, "generic": bool, "source": str},
-    "trainers": {"template": str},
+    "models": {
+        "architectures": list, "model_types": list, "checkpoints": str, "template": str, "loads": bool, "generic": bool,
+        "source": str, "parts": dict, "thinking": dict, "traps": list,
+    },
+    "templates": {"from_model": list},
+    "trainers": {"template": str, "task": str},
     "engines": {"takes": str},
     "datasets": {"generic": bool},
     "parts": {"kind": str},
-}
+}  # fmt: skip
+_FAMILY = {"architectures", "model_types", "checkpoints", "source"}  # a model entry with one of these is data, and needs no hook
+_GROUPS = (*(kind for kind in KINDS if kind != "commands"), "plugins", "plugin", "config")  # of commands, in swift_core.cli
 _COMMAND: dict[str, type[Any]] = {"name": str, "help": str, "target": str}
 _TOP: dict[str, type[Any]] = {"name": str, "api": str, "summary": str, "hooks": str, "requires": list}
 
@@ -76,7 +83,7 @@ def read_manifest(path: Path) -> Manifest:
     except ValueError as err:
         raise ManifestError(str(err)) from None
     entries = [_read_entry(kind, entry) for kind, table in tables.items() for entry in table]
-    if any(entry.kind != "commands" and "source" not in entry.options for entry in entries) and "hooks" not in top:
+    if not all(map(_is_data, entries)) and "hooks" not in top:
         raise ManifestError("hooks is missing: the dotted name of the module that answers for these ids")
     seen: set[tuple[str, str]] = set()
     for entry in entries:
@@ -87,6 +94,12 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(top["name"], api, top["summary"], top.get("hooks"), requires, tuple(entries), path)
 
 
+def _is_data(entry: Entry) -> bool:
+    """Whether no hook answers for an entry: a command, or a family that another plugin's loader loads."""
+    loads = entry.options.get("loads") or entry.options.get("generic")
+    return entry.kind == "commands" or (entry.kind == "models" and not loads and bool(_FAMILY & entry.options.keys()))
+
+
 def _read_entry(kind: str, entry: Any) -> Entry:
     if kind not in KINDS:
         raise ManifestError(f"unknown table [[{kind}]].{did_you_mean(kind, KINDS)}")
@@ -94,6 +107,8 @@ def _read_entry(kind: str, entry: Any) -> Entry:
         raise ManifestError(f"[[{kind}]] must be a table")
     if kind == "commands":
         _check_keys("[[commands]]", entry, _COMMAND, required=("name", "help", "target"))
+        if " " in entry["name"] and not re.fullmatch(rf"({'|'.join(_GROUPS)}) \S+", entry["name"]):
+            raise ManifestError(f"[[commands]] {entry['name']!r} must be one word, or one after a group: {', '.join(_GROUPS)}")
         return Entry(kind, entry["name"], entry["help"], options={"target": entry["target"]})
     extra = _EXTRA.get(kind, {})
     _check_keys(f"[[{kind}]]", entry, {**_COMMON, **extra}, required=("id", "kind") if kind == "parts" else ("id",))

@@ -19,6 +19,10 @@ from swift_core.registry import Contribution, Registry, check_requires, read_mod
 from swift_core.rundir import Checkpoints
 
 
+TOLD = ("parameters", "active", "context", "chat", "licence", "modelscope", "requires", "note")  # of a checkpoint's row
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A resolved model. `source` is what the loader opens: a folder or a hub id."""
@@ -33,6 +37,8 @@ class ModelRef:
     adapter_type: str | None = None  # of an adapter that another tool wrote: "lora"
     plan: Plan | None = None  # the checkpoint's, when swift-core wrote it
     options: dict[str, Any] = field(default_factory=dict)  # of the model component
+    row: dict[str, Any] = field(default_factory=dict)  # of the family's table of checkpoints
+    remote_code: bool | None = None  # whether loading runs code that comes with the checkpoint; None where nothing says it
 
     @property
     def folder(self) -> Path | None:
@@ -40,8 +46,9 @@ class ModelRef:
 
     @property
     def template_id(self) -> str:
+        """The checkpoint's own template; the family's for a folder that ships none."""
         own = self.family.entry.options.get("template") if self.family else None
-        return str(own or "checkpoint")
+        return str(own) if own and self.folder and not ships_template(self.folder) else "checkpoint"
 
     def describe(self) -> dict[str, Any]:
         """What `models show` prints."""
@@ -53,10 +60,13 @@ class ModelRef:
             "architecture": self.architecture,
             "loader": self.loader.id,
             "template": self.template_id,
-            "capabilities": list(entry.capabilities) if entry else [],
+            "capabilities": self.row.get("capabilities") or (list(entry.capabilities) if entry else []),
+            "remote_code": self.remote_code,
             "quantization": self.quantization,
             "adapter": str(self.adapter) if self.adapter else None,
             "folder": str(self.folder) if self.folder else None,
+            **{key: self.row[key] for key in TOLD if key in self.row},
+            **{key: entry.options[key] for key in ("thinking", "traps") if entry and key in entry.options},
         }
 
 
@@ -77,9 +87,8 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
     if known:
         family, row = known
         architecture = row.get("architecture") or next(iter(family.entry.options.get("architectures", ())), None)
-        return ModelRef(
-            name, name, registry.loader(architecture, component.provider), family, architecture, options=component.options
-        )
+        loader, code = registry.loader(architecture, component.provider), row.get("remote_code", False)
+        return ModelRef(name, name, loader, family, architecture, options=component.options, row=row, remote_code=code)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not path.exists() and path.suffix not in (".gguf", ".safetensors"):
         return ModelRef(name, name, registry.generic("models", component.provider), options=component.options)
     ids = [c.id for c in registry.all("models") if c.entry.options.get("source")]
@@ -131,7 +140,24 @@ def _folder(registry: Registry, path: Path, component: Component) -> ModelRef:
 
 def _plain_folder(registry: Registry, path: Path, component: Component) -> ModelRef:
     config = read_model_config(path)
-    architecture = next(iter(config.get("architectures") or ()), None)
+    architecture, model_type = next(iter(config.get("architectures") or ()), None), config.get("model_type")
     quantization = (config.get("quantization_config") or {}).get("quant_method")
-    loader, family = registry.loader(architecture, component.provider), registry.family(architecture)
-    return ModelRef(str(path), str(path.resolve()), loader, family, architecture, quantization, options=component.options)
+    loader = registry.loader(architecture, component.provider, model_type)
+    family = registry.family(architecture, model_type, component.provider)
+    code = bool(config.get("auto_map")) and not registry.families(None, model_type)  # the families' types need no such code
+    return ModelRef(
+        str(path), str(path.resolve()), loader, family, architecture, quantization, options=component.options, remote_code=code
+    )
+
+
+def ships_template(folder: Path) -> bool:
+    """Whether a model folder has a chat template: a file of its own, or one inside its tokenizer's or processor's settings."""
+    if any((folder / name).exists() for name in TEMPLATE_FILES):
+        return True
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        try:
+            if json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template"):
+                return True
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +37,11 @@ class Registry:
 
     def __init__(self, index: PluginIndex) -> None:
         self.index = index
-        self._known = tomllib.loads((Path(__file__).parent / "known.toml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def _known(self) -> dict[str, dict[str, str]]:
+        """Ids of this project's plugins by kind, with the distribution that brings each."""
+        return tomllib.loads((Path(__file__).parent / "known.toml").read_text(encoding="utf-8"))
 
     def all(self, kind: str) -> list[Contribution]:
         """Usable contributions of a kind, sorted by id."""
@@ -58,12 +63,13 @@ class Registry:
         default = "transformers" if kind == "models" else "huggingface"
         return self._one(kind, "of any source", offers, provider) or self._fail(kind, default)
 
-    def loader(self, architecture: str | None, provider: str | None = None) -> Contribution:
-        """Who loads an architecture: the one family that sets `loads = true` for it, else the generic loader."""
-        own = [
-            c for c in self.all("models")
-            if c.entry.options.get("loads") and architecture in c.entry.options.get("architectures", ())
-        ]  # fmt: skip
+    def loader(self, architecture: str | None, provider: str | None = None, model_type: str | None = None) -> Contribution:
+        """Who loads an architecture: the one family that sets `loads = true` for it, else the generic loader. A `provider`
+        that is a family without a loader of its own leaves it to the generic one."""
+        families = self.families(architecture, model_type)
+        own = [c for c in families if c.entry.options.get("loads")]
+        if provider and any(_same(provider, c) and c not in own for c in families):
+            return self.generic("models")
         if provider:
             own += [c for c in self.all("models") if c.entry.options.get("generic")]
         return self._one("models", f"of architecture {architecture!r}", own, provider) or self.generic("models")
@@ -73,7 +79,7 @@ class Registry:
         singular = KINDS[kind]
         names = [f"{c.plugin.name} {c.plugin.version}" for c in offers]
         if provider:
-            offers = [c for c in offers if plugin_name(provider) == plugin_name(c.plugin.name)]
+            offers = [c for c in offers if _same(provider, c)]
             if not offers:
                 have = ", ".join(names) or "none"
                 raise RequestError(f"{singular} {what} has no provider {provider!r}. Providers installed: {have}.")
@@ -84,25 +90,52 @@ class Registry:
             )
         return offers[0] if offers else None
 
-    def family(self, architecture: str | None) -> Contribution | None:
-        """The installed family that lists an architecture, generic loaders aside."""
-        return next((c for c in self.all("models") if architecture in c.entry.options.get("architectures", ())), None)
+    def families(self, architecture: str | None, model_type: str | None = None) -> list[Contribution]:
+        """The installed families that list an architecture; where none does, those that list the model type."""
+        for key, value in (("architectures", architecture), ("model_types", model_type)):
+            if found := [c for c in self.all("models") if value is not None and value in c.entry.options.get(key, ())]:
+                return found
+        return []
+
+    def family(
+        self, architecture: str | None, model_type: str | None = None, provider: str | None = None
+    ) -> Contribution | None:
+        """The family of an architecture. Two that say the same of it are as good as one; else `provider` must choose."""
+        found = self.families(architecture, model_type)
+        if provider:
+            found = [c for c in found if _same(provider, c)] or found[:1]
+        if any(_told(c) != _told(found[0]) for c in found[1:]):
+            self._one("models", f"of architecture {architecture!r}", found, None)  # raises, naming both
+        return found[0] if found else None
 
     def checkpoint(self, name: str) -> tuple[Contribution, dict[str, Any]] | None:
-        """The family and table row of a published checkpoint id."""
-        for contribution in self.all("models"):
-            for row in self.checkpoints(contribution):
-                if row["id"] == name:
-                    return contribution, row
+        """The family and table row of a published checkpoint, by its hub id or its ModelScope id."""
+        for key in ("id", "modelscope"):
+            for contribution in self.all("models"):
+                if name in self._table(contribution):
+                    for row in self.checkpoints(contribution):
+                        if row.get(key) == name:
+                            return contribution, row
         return None
 
     def checkpoints(self, contribution: Contribution) -> list[dict[str, Any]]:
-        """The rows of a model entry's `checkpoints` table: `[[checkpoints]]` with at least `id`."""
+        """The rows of a model entry's `checkpoints` table, each with at least `id`: a JSON object a line, or a TOML file
+        of `[[checkpoints]]`."""
+        text = self._table(contribution)
+        if str(contribution.entry.options.get("checkpoints")).endswith(".toml"):
+            return list(tomllib.loads(text).get("checkpoints", []))
+        rows: list[dict[str, Any]] = json.loads(f"[{','.join(text.splitlines())}]")
+        return rows
+
+    def _table(self, contribution: Contribution) -> str:
+        """The text of a `checkpoints` table; empty where an entry has none. Raises RequestError."""
         file, manifest = contribution.entry.options.get("checkpoints"), contribution.plugin.manifest
         if not file or manifest is None:
-            return []
-        table = tomllib.loads((manifest.path.parent / file).read_text(encoding="utf-8"))
-        return list(table.get("checkpoints", []))
+            return ""
+        try:
+            return (manifest.path.parent / file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise RequestError(f"the table {file} of {contribution.plugin.name} cannot be read: {err}") from None
 
     def ids(self, kind: str) -> list[str]:
         """Every id of a kind, installed or only known, for suggestions."""
@@ -132,7 +165,16 @@ class Registry:
 
     def suggestions(self, kind: str) -> list[str]:
         """Distributions of this project that offer a kind: what to install when its list is empty."""
-        return sorted(set(self._known.get(kind, {}).values()))
+        return list(dict.fromkeys(self._known.get(kind, {}).values()))
+
+
+def _same(provider: str, contribution: Contribution) -> bool:
+    return plugin_name(provider) == plugin_name(contribution.plugin.name)
+
+
+def _told(contribution: Contribution) -> list[Any]:
+    """What a family says of its models beyond their names: where two families differ in it, one must be chosen."""
+    return [contribution.entry.options.get(key) for key in ("template", "parts", "thinking", "loads")]
 
 
 def check_requires(contribution: Contribution) -> str | None:

@@ -7,7 +7,7 @@ about any model, tuner or backend.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -156,6 +156,9 @@ class Session:
 
     def resolve_all(self) -> Plan:
         """Resolve, check and activate every component of a training run; the plan of it."""
+        task = self.trainer.contribution.entry.options.get("task")  # what the trainer's models are loaded for
+        if task:
+            self.config.model = replace(self.config.model, options={"task": task} | self.config.model.options)
         ref = self.model_ref
         # An adapter of an earlier run brings its tuner along; a new run on top of it is asked for with --from.
         if ref.adapter:
@@ -173,7 +176,8 @@ class Session:
             kind: {"name": item.id, "plugin": item.contribution.plugin.name, "options": dump_options(item.options)}
             for kind, item in chosen.items()
         }
-        components["template"]["of_trainer"] = chosen["template"].id == self.trainer_template
+        # What a language model was trained with need not be what it answers with; a model with a head knows only one.
+        components["template"]["of_trainer"] = chosen["template"].id == self.trainer_template and not task
         named = str(Path(ref.name).resolve()) if Path(ref.name).is_dir() else ref.name
         options = dump_options(self._loader(ref).options)
         components["model"] = {"name": named, "plugin": ref.loader.plugin.name, "options": options}
@@ -261,7 +265,9 @@ class Session:
         component, named = self.config.template, self.config.template.name or self.config.template.options
         if ref.plan and not named and not ref.plan.components["template"]["of_trainer"]:
             component = ref.plan.component("template")
-        return self.choose("templates", component, default or ref.template_id)
+        chosen = self.registry.find("templates", component.name or default or ref.template_id, component.provider)
+        given = {name: ref.options[name] for name in chosen.entry.options.get("from_model", ()) if name in ref.options}
+        return self._chosen(chosen, given | component.options)
 
     def template(self, ref: ModelRef, processor: types.Processor, default: str | None = None) -> types.Template:
         chosen = self.template_choice(ref, default)
@@ -304,9 +310,13 @@ class Session:
             if quantizer:
                 bundle = quantizer.apply(bundle, ref.source)
         bundle.template = bundle.template or self.template(ref, processor)
+        if bundle.parts and ref.family and (patterns := ref.family.entry.options.get("parts")):
+            bundle.parts = bundle.parts.overridden(patterns)
         return bundle
 
-    def tuned(self, bundle: types.ModelBundle, tuner: Component) -> types.TunedModel:
+    def tuned(self, bundle: types.ModelBundle, tuner: Component, freeze: Sequence[str] = ()) -> types.TunedModel:
+        """`freeze`: those of it that are parts of the model are none of the tuner's business."""
+        bundle.frozen = [part for part in freeze if bundle.parts and part in bundle.parts.names]
         return self.call(self.choose("tuners", tuner), "swift_apply_tuner", types.TunedModel, bundle=bundle)
 
     def checkpoint(self, ref: ModelRef) -> types.TunedModel | None:
@@ -317,7 +327,8 @@ class Session:
         if ref.adapter is None:
             return None
         foreign = Component(ref.adapter_type, options={"like": str(ref.adapter)})
-        tuned = self.tuned(self.bundle(ref), ref.plan.component("tuner") if ref.plan else foreign)
+        tuner, freeze = (ref.plan.component("tuner"), ref.plan.config.get("freeze", [])) if ref.plan else (foreign, [])
+        tuned = self.tuned(self.bundle(ref), tuner, freeze)
         tuned.load(ref.adapter)
         return tuned
 
@@ -325,8 +336,9 @@ class Session:
         """The model of a role, loaded on first use (`run.models.get`)."""
         if role not in self._roles:
             if role == "policy":
-                tuned = self.tuned(self.bundle(self.model_ref), self.config.tuner)
-                self._freeze(tuned)
+                bundle = self.bundle(self.model_ref)
+                tuned = self.tuned(bundle, self.config.tuner, self.config.freeze)
+                self._freeze(tuned, bundle)
                 self._roles[role] = tuned
             elif role in self.config.models:
                 self._roles[role] = FrozenModel(self.bundle(resolve_model(self.registry, self.config.models[role])))
@@ -336,8 +348,12 @@ class Session:
                 raise RequestError(f"the run needs a model for the role {role!r}: set models.{role}")
         return self._roles[role]
 
-    def _freeze(self, tuned: types.TunedModel) -> None:
+    def _freeze(self, tuned: types.TunedModel, bundle: types.ModelBundle) -> None:
         for part in self.config.freeze:
+            if bundle.parts and part in bundle.frozen:  # a tuner that knows parts has left it alone
+                for name, parameter in tuned.trainable().items():
+                    parameter.requires_grad_(part not in bundle.parts.of(name))
+                continue
             pattern = part[3:] if part.startswith("re:") else f"^{re.escape(part)}"
             try:
                 matched = [parameter for name, parameter in tuned.trainable().items() if re.search(pattern, name)]
@@ -345,7 +361,9 @@ class Session:
                 raise RequestError(f"freeze: {part!r} is not a regular expression: {err}") from None
             if not matched:
                 first = next(iter(tuned.trainable()), "none")
-                raise RequestError(f"freeze: no trained parameter's name begins with {part!r}; the first is {first}")
+                known = bundle.parts.names if bundle.parts and part.isidentifier() else []
+                parts = f"; the model's parts: {', '.join(known)}" if known else ""
+                raise RequestError(f"freeze: no trained parameter's name begins with {part!r}; the first is {first}{parts}")
             for parameter in matched:
                 parameter.requires_grad_(False)
 
@@ -362,7 +380,8 @@ class Session:
     def tuned_bundle(self, tuned: types.TunedModel, ref: ModelRef) -> types.ModelBundle:
         """A tuned model, as it is, in the form that an engine takes."""
         template = self.template(ref, self.processor(ref))
-        return types.ModelBundle(tuned.model, self.processor(ref), ref.source, ref.architecture, template)
+        task = getattr(getattr(tuned, "bundle", None), "task", "causal_lm")
+        return types.ModelBundle(tuned.model, self.processor(ref), ref.source, ref.architecture, template, task=task)
 
     def open_engine(self, chosen: Chosen, source: types.ModelBundle | str) -> types.Engine:
         engine = self.call(chosen, "swift_make_engine", types.Engine, source=source)

@@ -62,6 +62,18 @@ class Source:
             yield record
 
 
+def asked_media(row: dict[str, Any], count: int) -> dict[str, list[Any]]:
+    """The references of a row without those that messages from number `count` on, its answer, show: for `Request.media`."""
+    later = [part.get("type") for message in row["messages"][count:] for part in _parts(message)]
+    held = {key: row.get(key) or [] for key in ("images", "videos", "audios")}
+    return {key: items[: len(items) - later.count(key[:-1])] for key, items in held.items() if items}
+
+
+def _parts(message: dict[str, Any]) -> list[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
+
+
 def split_sample(name: str) -> tuple[str, int | None]:
     """`rows.jsonl#500` -> `("rows.jsonl", 500)`."""
     match = re.fullmatch(r"(.+)#(\d+)", name)

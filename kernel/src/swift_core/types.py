@@ -78,6 +78,9 @@ class Sample:
     kwargs: dict[str, Any] = field(default_factory=dict)  # template arguments used
     notes: list[str] = field(default_factory=list)  # what a careful user should know: "own-sample", "prompt-mismatch"
     segments: list[int] = field(default_factory=list)  # lengths of the samples packed into this one; empty if unpacked
+    shared: int = 0  # of a packed one: tokens of its first segment, with which all others begin
+    media: dict[str, list[Any]] = field(default_factory=dict)  # images, videos, audios: references in order, never pixels
+    label: Any = None  # a task head's target: a class, a number, a list of them, or one for each token
 
     @property
     def trained_tokens(self) -> int:
@@ -102,6 +105,7 @@ class Batch:
     weight: float  # sum of weights
     tokens: int  # tokens that are not padding
     trained_tokens: int  # tokens with weight > 0
+    targets: Any = None  # a task head's targets: a tensor with one row for each of the batch
 
 
 @runtime_checkable
@@ -115,7 +119,8 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, n: int, /) -> Sample:
-        """Sample `n`: its ids, weights, row, where and turns; `text` and `spans` are empty. IndexError past the end."""
+        """Sample `n`: its ids, weights, row, where, turns, media and label, and its `text` where it has media; `spans` are
+        empty. IndexError past the end."""
 
 
 @runtime_checkable
@@ -154,6 +159,32 @@ class ModelBundle:
     architecture: str | None = None  # config.json's architecture
     template: Template | None = None
     quantization: str | None = None  # the quantizer's id when the weights are quantized
+    task: str = "causal_lm"  # what its head does: also of a multimodal model that generates
+    parts: ModelParts | None = None  # which weights are its language model, its vision tower and so on
+    frozen: list[str] = field(default_factory=list)  # parts that a tuner leaves alone
+
+
+@runtime_checkable
+class ModelParts(Protocol):
+    """A model's parts, of language, vision, audio, projector, embeddings, head, experts."""
+
+    @property
+    def names(self) -> list[str]:
+        """The parts that the model has."""
+
+    def of(self, name: str, /) -> set[str]:
+        """The parts that a parameter or module belongs to, by its name, also under an adapter."""
+
+    def check(self, wanted: Sequence[str], address: str) -> None:
+        """Raise RequestError for a part that the model does not have."""
+
+    def overridden(self, patterns: Mapping[str, Sequence[str]]) -> ModelParts:
+        """With the names that a family's manifest gives."""
+
+    def rated(
+        self, groups: list[dict[str, Any]], named: Mapping[str, Any], rates: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Parameter groups with `lr_scale` times the rate of each weight's part; `named` holds the parameters by name."""
 
 
 @runtime_checkable
@@ -175,8 +206,9 @@ class Template(Protocol):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pad samples into one batch."""
 
-    def pack(self, samples: Sequence[Sample]) -> Sample | None:
-        """One sample holding several in isolation from each other, or None where the model cannot isolate them."""
+    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+        """One sample holding several in isolation from each other, or None where the model cannot isolate them. With `share`
+        it may hold tokens that all begin with once, as a segment before theirs."""
 
 
 @runtime_checkable
@@ -409,6 +441,7 @@ class Request:
     seed: int | None = None
     adapter: str | None = None  # a name given to `load_adapter`; None is the model as loaded
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    media: dict[str, list[Any]] = field(default_factory=dict)  # images, videos, audios: references in the order of their parts
 
 
 @dataclass(slots=True)
@@ -428,13 +461,16 @@ class Completion:
 class Engine(Protocol):
     """Runs a model forward. `capabilities` names what is supported beyond generate and logprobs."""
 
-    capabilities: frozenset[str]  # of: stream adapters embed score sync sleep
+    capabilities: frozenset[str]  # of: stream adapters embed score sync sleep media
 
     def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
         """Completions, each as soon as it is finished; with `stream`, pieces first. Any order; `index` tells."""
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
-        """For each sequence of n ids, n - 1 log-probabilities: of id i + 1 given the ids before it."""
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
+    ) -> list[list[float]]:
+        """For each sequence of n ids, n - 1 log-probabilities: of id i + 1 given the ids before it. `samples` is given only to
+        engines that take media: the sample of each sequence, which has them."""
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]: ...
 

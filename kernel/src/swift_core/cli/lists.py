@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,23 +33,66 @@ def _list_group(kind: str) -> click.Group:
         elif rows:
             print_table([(row["id"], row["plugin"], row["summary"]) for row in rows], ("id", "plugin", "summary"))
         else:
-            known = registry.suggestions(kind)
-            hint = f" Install one: pip install {known[0]}" if known else " Write one: swift-core plugin new NAME"
-            click.echo(f"no {kind} installed.{hint}" + (f" (also: {', '.join(known[1:])})" if known[1:] else ""))
+            _none(registry, kind)
 
     return group
+
+
+def _none(registry: Registry, kind: str) -> None:
+    known = registry.suggestions(kind)
+    hint = f" Install one: pip install {known[0]}" if known else " Write one: swift-core plugin new NAME"
+    more = ", ".join(known[1:5]) + (f" and {len(known) - 5} more" if known[5:] else "")
+    click.echo(f"no {kind} installed.{hint}" + (f" (also: {more})" if more else ""))
 
 
 def _describe(contribution: Contribution) -> dict[str, Any]:
     entry, plugin = contribution.entry, contribution.plugin
     row: dict[str, Any] = {"id": entry.id, "plugin": plugin.name, "version": plugin.version, "summary": entry.summary}
     if entry.kind == "models":
+        row |= {"kind": "loader" if entry.options.get("generic") else "model" if entry.options.get("source") else "family"}
+        row |= {"family": plugin.name.removeprefix("swift-plugin-"), "checkpoints": entry.options.get("checkpoints")}
         row |= {"architectures": entry.options.get("architectures", []), "capabilities": list(entry.capabilities)}
     return row
 
 
 GROUPS = {kind: _list_group(kind) for kind in KINDS if kind != "commands"}
 globals().update(GROUPS)  # the lazy group asks for them by name
+
+
+@GROUPS["models"].command("list")
+@click.option("--family", metavar="F", help="The checkpoints of one family.")
+@click.option("--checkpoints", is_flag=True, help="Every checkpoint, not only the families.")
+@JSON
+def models_list(family: str | None, checkpoints: bool, as_json: bool) -> None:
+    """List model families, loaders and the checkpoints that each family names; --json holds all of them."""
+    registry = Registry(build_index())
+    entries = [_describe(contribution) for contribution in registry.all("models")]
+    rows = [row for contribution in registry.all("models") for row in _checkpoint_rows(registry, contribution)]
+    if family is not None:
+        known = sorted({row["family"] for row in entries})
+        if family not in known:
+            raise RequestError(f"no family {family!r} is installed.{did_you_mean(family, known)} Installed: {', '.join(known)}")
+        entries, rows = ([row for row in table if row["family"] == family] for table in (entries, rows))
+    if as_json:  # a row a line: indenting so many would take longer than everything before it
+        click.echo("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in [*entries, *rows]) + "\n]")
+    elif checkpoints or family is not None:
+        print_table([(row["id"], row["family"], row["architecture"], ", ".join(row["capabilities"])) for row in rows],
+                    ("id", "family", "architecture", "capabilities"))  # fmt: skip
+    elif not entries:
+        _none(registry, "models")
+    else:
+        counts = Counter(row["family"] for row in rows)
+        shown = [(r["id"], str(counts[r["family"]] if r["checkpoints"] else ""), r["plugin"], r["summary"]) for r in entries]
+        print_table(shown, ("id", "checkpoints", "plugin", "summary"))
+        click.echo(f"{len(rows):,} checkpoints of {len(counts)} families: list them with --checkpoints or --family F")
+
+
+def _checkpoint_rows(registry: Registry, contribution: Contribution) -> Iterator[dict[str, Any]]:
+    """The checkpoints of a family as `models list` shows them."""
+    common = {"family": contribution.plugin.name.removeprefix("swift-plugin-"), "plugin": contribution.plugin.name}
+    for row in registry.checkpoints(contribution):
+        yield {"id": row["id"], "kind": "checkpoint", **common, "architecture": None, "capabilities": [], "remote_code": False,
+               **row}  # fmt: skip
 
 
 @GROUPS["models"].command("show")
@@ -58,7 +103,11 @@ def models_show(name: str, as_json: bool) -> None:
     from swift_core.config import Component
     from swift_core.models import resolve_model
 
-    print_fields(resolve_model(Registry(build_index()), Component(name)).describe(), as_json)
+    shown = resolve_model(Registry(build_index()), Component(name)).describe()
+    if not as_json:
+        needed = {True: "needed: loading asks for --trust-remote-code", False: "not needed", None: "unknown until it is loaded"}
+        shown["remote_code"] = needed[shown["remote_code"]]
+    print_fields(shown, as_json)
 
 
 @click.group()

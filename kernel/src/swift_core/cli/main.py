@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -37,37 +38,64 @@ class LazyGroup(click.Group):
         if name in COMMANDS:
             module, _, attribute = COMMANDS[name][0].partition(":")
             found: click.Command = getattr(importlib.import_module(module), attribute)
-            return found
-        from swift_core.activate import load_object
-        from swift_core.index import build_index
-        from swift_core.registry import Registry
-
-        registry = Registry(build_index())
-        if lack := registry.missing("commands", name):
-            raise lack
-        if not registry.has("commands", name):
-            near = did_you_mean(name, [*COMMANDS, *registry.ids("commands")])
-            raise RequestError(f"no command {name!r}.{near} See swift-core --help")
-        contribution = registry.find("commands", name)
-        loaded: click.Command = load_object(contribution.entry.options["target"], contribution)
-        return loaded
+            return WidenedGroup(name, found) if isinstance(found, click.Group) else found
+        return _plugin_command(name, list(COMMANDS))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        plugin_commands = _plugin_commands()
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-        if plugin_commands:
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl(list(plugin_commands.items()))
+        _format(formatter, {name: text for name, (_, text) in COMMANDS.items()}, _plugin_commands())
 
 
-def _plugin_commands() -> dict[str, str]:
-    """Names and help texts of installed plugins' commands, from their manifests."""
+class WidenedGroup(click.Group):
+    """A group of the kernel's with what plugins add to it: a manifest's `name = "models verify"`."""
+
+    def __init__(self, name: str, group: click.Group) -> None:
+        super().__init__(name, commands=group.commands, help=group.help, params=group.params)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*sorted(self.commands), *_plugin_commands(f"{self.name} ")]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        whole = f"{self.name} {name}"
+        return self.commands.get(name) or _plugin_command(whole, [f"{self.name} {own}" for own in self.commands])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = {name: self.commands[name].get_short_help_str(formatter.width) for name in sorted(self.commands)}
+        _format(formatter, own, _plugin_commands(f"{self.name} "))
+
+
+def _plugin_command(name: str, own: list[str]) -> click.Command:
+    """A command of a plugin, imported now. Raises RequestError where there is none; `own` are the kernel's beside it."""
+    from swift_core.activate import load_object
+    from swift_core.index import build_index
+    from swift_core.registry import Registry
+
+    registry = Registry(build_index())
+    if lack := registry.missing("commands", name):
+        raise lack
+    if not registry.has("commands", name):
+        group = name.rpartition(" ")[0]
+        near = did_you_mean(name, [*own, *(known for known in registry.ids("commands") if known.rpartition(" ")[0] == group)])
+        raise RequestError(f"no command {name!r}.{near} See swift-core {f'{group} ' if group else ''}--help")
+    contribution = registry.find("commands", name)
+    loaded: click.Command = load_object(contribution.entry.options["target"], contribution)
+    return loaded
+
+
+def _format(formatter: click.HelpFormatter, own: dict[str, str], of_plugins: dict[str, str]) -> None:
+    for title, rows in (("Commands", own), ("Commands of plugins", of_plugins)):
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(list(rows.items()))
+
+
+def _plugin_commands(group: str = "") -> dict[str, str]:
+    """Names and help texts of installed plugins' commands, from their manifests: of no group, or of `"models "`."""
     from swift_core.index import build_index
 
     plugins = build_index().plugins.values()
-    entries = [entry for plugin in plugins if plugin.usable for entry in plugin.entries]
-    return {entry.id: entry.summary for entry in entries if entry.kind == "commands" and entry.id not in COMMANDS}
+    entries = [entry for plugin in plugins if plugin.usable for entry in plugin.entries if entry.kind == "commands"]
+    found = {entry.id.removeprefix(group): entry.summary for entry in entries if entry.id.startswith(group)}
+    return {name: text for name, text in found.items() if " " not in name and (group or name not in COMMANDS)}
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: list[str], debug: bool) -> int:
-    """The exit code of a command; its error, if any, is one line on standard error."""
+    """The exit code of a command; its error, if any, is one line on standard error, and so is a library's warning."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         result: Any = cli.main(args, prog_name="swift-core", standalone_mode=False)
         return result if isinstance(result, int) else 0

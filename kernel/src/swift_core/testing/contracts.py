@@ -346,7 +346,7 @@ class EngineContract(HookContract):
         found = made.logprobs([[5, 6, 7], [8, 9]])
         assert [len(values) for values in found] == [2, 1]
         assert all(value <= 0 for values in found for value in values)
-        assert made.capabilities <= {"stream", "adapters", "embed", "score", "sync", "sleep"}
+        assert made.capabilities <= {"stream", "adapters", "embed", "score", "sync", "sleep", "media"}
         made.close()
 
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from swift_core.source import SampleList
 from swift_core.types import Batch, Sample
-from swift_plugin_supervised.isolation import isolates
+from swift_plugin_supervised.isolation import isolates, shares
 from swift_plugin_supervised.loop import cross_entropy
 from swift_plugin_torch.backend import TorchBackend
 from swift_plugin_torch.config import TorchConfig
@@ -142,6 +142,56 @@ def test_loss_and_gradients(model: Any, way: str) -> None:
         assert float((parameter.grad - expected[name]).abs().max()) < 1e-5 * size, name
 
 
+def alike(lengths: list[int]) -> list[Sample]:
+    """Samples that all begin with the same 20 untrained tokens and go on with so many of their own, the first untrained."""
+    beginning = make_samples([20])[0].input_ids
+    own = make_samples(lengths)
+    return [Sample([*beginning, *s.input_ids], [*[0.0] * 21, *s.weights[1:]], row=s.row) for s in own]
+
+
+SHARED = alike([7, 40, 2, 23, 150])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_shared_beginning_is_computed_once(model: Any, count: int) -> None:
+    samples = SHARED[:count]
+    loss, expected = reference(model, samples)
+    install(model)
+    template = SimpleNamespace(pack=pack, collate=lambda samples: collate(samples, 0))
+    steps = steps_on(model)
+    if model.config._attn_implementation != NAME:
+        assert not shares(steps, template, SampleList(samples))  # type: ignore[arg-type]
+        return
+    assert shares(steps, template, SampleList(samples))  # type: ignore[arg-type]
+    batch = collate([pack(samples, share=True)], 0)
+    assert batch.inputs["input_ids"].shape[1] == sum(len(s.input_ids) for s in samples) - 20 * (count - 1)
+    assert batch.tokens == sum(len(s.input_ids) for s in samples)
+    result = steps.forward_backward([batch], cross_entropy)
+    assert result.loss == pytest.approx(loss, abs=1e-5)
+    for name, parameter in model.named_parameters():
+        size = max(1.0, float(expected[name].abs().max()))
+        assert float((parameter.grad - expected[name]).abs().max()) < 1e-5 * size, name
+
+
+def test_what_is_shared_ends_before_anything_that_is_predicted_from_it() -> None:
+    assert [pack(SHARED[:2], share=share).shared for share in (False, True)] == [0, 20]
+    trained = [Sample(s.input_ids, [*s.weights[:20], 1.0, *s.weights[21:]]) for s in SHARED]
+    assert pack([SHARED[0], trained[1]], share=True).shared == 19  # token 20 is predicted from token 19: it stands in each
+    assert pack([SHARED[0], SHARED[0]], share=True).shared == SHARED[0].weights.index(next(filter(None, SHARED[0].weights))) - 1
+    short = [Sample(s.input_ids[13:], s.weights[13:]) for s in SHARED]
+    assert pack(short, share=True).shared == 0  # 7 tokens: too few to gain by
+    assert pack(SHARED[:1], share=True).shared == 0
+
+
+def test_a_state_space_model_shares_nothing() -> None:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=97, pad_token_id=0)
+    made = transformers.MambaForCausalLM(config)
+    install(made)
+    template = SimpleNamespace(pack=pack, collate=lambda samples: collate(samples, 0))
+    assert not shares(steps_on(made), template, SampleList(SHARED))  # type: ignore[arg-type]
+
+
 def test_flat_rows_go_through_our_attention_where_it_fits() -> None:
     for make in MODELS:
         made = make()
@@ -166,24 +216,30 @@ def test_a_state_space_model_is_found_out() -> None:
     assert lack.startswith(("this model lets samples laid end to end see each other", "this model does not take samples"))
 
 
-def test_a_long_document_and_a_window_take_other_paths_to_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", [0, 40])
+def test_a_long_document_and_a_window_take_other_paths_to_the_same_values(monkeypatch: pytest.MonkeyPatch, shared: int) -> None:
     from swift_plugin_transformers import attention
 
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 300, 8, requires_grad=True) for heads in (4, 2, 2))
-    ends = torch.tensor([0, 200, 300])
+    lengths = [shared, 200 - shared, 100] if shared else [200, 100]
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    keys = torch.tensor([0, shared, 200, 300 + shared]) if shared else None
 
     def run(**options: Any) -> list[torch.Tensor]:
         for tensor in (query, key, value):
             tensor.grad = None
-        out, _ = attention.attend(SimpleNamespace(), query, key, value, None, cu_seq_lens_q=ends, scaling=0.4, **options)
+        ways = {"cu_seq_lens_q": ends, "cu_seq_lens_k": keys}
+        out, _ = attention.attend(SimpleNamespace(), query, key, value, None, scaling=0.4, **ways, **options)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         return [out.detach(), *(tensor.grad.clone() for tensor in (query, key, value))]  # type: ignore[union-attr]
 
     def by_hand(window: int) -> torch.Tensor:
-        distance = torch.arange(300)[:, None] - torch.arange(300)[None]
+        place = torch.arange(300) - torch.tensor([0] * 200 + [200 - shared] * 100)
+        distance = place[:, None] - place[None]
         document = torch.tensor([0] * 200 + [1] * 100)
-        seen = (distance >= 0) & (distance < window) & (document[:, None] == document[None])
+        together = (document[:, None] == document[None]) | (torch.arange(300) < shared)
+        seen = (distance >= 0) & (distance < window) & together
         scores = query.detach() @ key.detach().repeat_interleave(2, 1).transpose(2, 3) * 0.4
         share = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1)
         return (share @ value.detach().repeat_interleave(2, 1)).transpose(1, 2)

@@ -268,14 +268,6 @@ def test_empty_file_has_no_rows(tmp_path: Path) -> None:
         assert read(tmp_path / name) == []
 
 
-def test_media_paths_start_at_the_file(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.jpg").write_bytes(b"")
-    images = ["pictures/a.jpg", "missing.jpg", "https://host/a.jpg", {"bytes": "x"}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "<image>", "response": "a", "images": images}))
-    assert read(tmp_path / "rows.jsonl")[0].row["images"] == [str(tmp_path / "pictures" / "a.jpg"), *images[1:]]
-
-
 def test_columns_are_renamed_and_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"q": "1", "a": "2"}\n{"q": "1", "a": "2", "query": "3"}\n')
     good, bad = read(tmp_path / "rows.jsonl", columns={"q": "query", "a": "response"})

@@ -94,7 +94,7 @@ def test_a_damaged_store_is_made_again(damage: str, rows: Callable[..., Any], te
     if damage in ("remove", "no meta"):
         file.unlink()
     else:
-        changed = {"flip": data[:9] + bytes([data[9] ^ 1]) + data[10:], "format": data.replace(b'"format": 1', b'"format": 0')}
+        changed = {"flip": data[:9] + bytes([data[9] ^ 1]) + data[10:], "format": data.replace(b'"format": 2', b'"format": 0')}
         file.write_bytes(changed.get(damage, data[: len(data) // 2]))
         assert file.read_bytes() != data
     assert list(made(source, template, key="k")[0].train) == whole

@@ -157,6 +157,54 @@ def test_every_row_is_accounted_for() -> None:
     assert any(event.kind == "progress" and event.data["task"] == "answers" for event in lines)
 
 
+class SeeingEngine(CannedEngine):
+    """Answers with the names of the media it is shown; a file named broken fails the whole call, as a decoder's error does."""
+
+    capabilities = frozenset({"media"})
+
+    def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
+        self.calls += 1
+        if any("broken.png" in request.media.get("images", ()) for request in requests):
+            raise ValueError("image broken.png cannot be read")
+        for index, request in enumerate(requests):
+            yield Completion(index, " ".join(request.media.get("images", ["nothing"])), finish="stop")
+
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
+    ) -> list[list[float]]:
+        shown = [len(sample.media.get("images", ())) for sample in samples] or [0] * len(sequences)
+        return [[-count] * (len(ids) - 1) for ids, count in zip(sequences, shown, strict=True)]
+
+
+def test_rows_with_media_are_asked_with_them() -> None:
+    part = {"type": "image"}
+    two = ask("q", images=["a.png", "b.png"])
+    two["messages"] = [
+        {"role": "user", "content": [part]},
+        {"role": "assistant", "content": [part, {"type": "text", "text": "a.png"}]},
+    ]
+    rows = [ask("q", "nothing"), ask("q", "a.png", images=["a.png"]), ask("q", "x", images=["broken.png"]), two]
+    report = evaluate(rows, SeeingEngine(), metrics=["exact_match"])
+    assert [row["prediction"] for row in report.rows] == ["nothing", "a.png", None, "a.png"]
+    assert report.metrics["exact_match"] == 1.0
+    assert report.rows[2]["not_scored"] == {"answer": "image broken.png cannot be read"}
+    assert (report.counts["scored"], report.counts["refused"]) == (3, 1)
+    blind = evaluate([ask("q", "x", images=["a.png"]), ask("q", "x")], CannedEngine({"q": "x"}), metrics=["exact_match"])
+    assert blind.rows[0]["not_scored"] == {"answer": "the row has images, which this engine does not take with this model"}
+
+
+def test_perplexity_sees_the_media_of_its_samples() -> None:
+    class Template(CountTemplate):
+        def encode(self, row: dict[str, Any]) -> list[Sample]:
+            return [Sample([1, 2, 3], [0.0, 1.0, 1.0], media={"images": row["images"]} if row.get("images") else {})]
+
+    events = EventSink()
+    records = [Record(ask("q", "x", images=images), "r") for images in (["a", "b"], [])]
+    run = EvalRun(SeeingEngine(), records, Template(), events, lambda kind, ident: None)  # type: ignore[arg-type]
+    report = ExactEvaluator(build_options(ExactConfig, {"metrics": ["perplexity"]}, "evaluator")).evaluate(run)
+    assert report.metrics["perplexity"] == pytest.approx(math.exp((2 + 2 + 0 + 0) / 4))
+
+
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(RequestError, match=r"no row can be scored: 2 rows: no reference.*test.jsonl:1"):
         evaluate([ask("q"), ask("q")], CannedEngine(), metrics=["exact_match"])

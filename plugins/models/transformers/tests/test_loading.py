@@ -172,7 +172,7 @@ def test_a_folder_that_needs_code_of_its_own(copied: Path) -> None:
     config |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Model"}}
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "strange.py").write_text(f"open({str(copied / 'ran')!r}, 'w')\n")
-    refused(copied, "its config.json cannot be used: ")
+    refused(copied, "needs Python code of its own, .* with --trust-remote-code$")
     assert not (copied / "ran").exists()
 
 

@@ -7,28 +7,33 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from swift_core.errors import CapabilityError, RequestError
-from swift_core.types import Completion, ModelBundle, Request
+from swift_core.errors import RequestError
+from swift_core.types import Completion, ModelBundle, Request, Sample
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from swift_plugin_torch import heads
 from swift_plugin_torch.config import TransformersEngineConfig
+from swift_plugin_torch.prompts import make_inputs, placed, settings, text_ids
 
 
 class TransformersEngine:
     """Runs a bundle's model with `generate`. Requests with the same settings are batched, shortest prompts first."""
 
-    capabilities = frozenset({"stream", "adapters", "sync", "sleep"})
+    capabilities: frozenset[str] = frozenset({"stream", "adapters", "sync", "sleep"})
 
     def __init__(self, bundle: ModelBundle, config: TransformersEngineConfig) -> None:
         if bundle.template is None:
             raise RequestError("the engine needs a bundle with its template")
         self.bundle, self.template, self.config = bundle, bundle.template, config
+        self.tokenizer = getattr(bundle.processor, "tokenizer", bundle.processor)
+        if getattr(self.template, "media", None) is not None:
+            self.capabilities |= {"media"}
+        self.capabilities |= heads.CAPABILITIES.get(bundle.task, set())
         self.model = bundle.model.eval()
         self.adapters: set[str] = set()
         self.only: str | None = None  # an adapter beside which there is no base
@@ -48,28 +53,29 @@ class TransformersEngine:
             return
         groups: dict[Any, list[int]] = {}
         for index in sorted(range(len(requests)), key=lambda n: len(prompts[n])):
-            groups.setdefault(_settings(requests[index]), []).append(index)
+            groups.setdefault(settings(requests[index]), []).append(index)
         for indexes in groups.values():
             for start in range(0, len(indexes), self.config.batch_size):
                 chosen = indexes[start : start + self.config.batch_size]
-                yield from self._batch(chosen, requests[chosen[0]], [prompts[n] for n in chosen])
+                yield from self._batch(chosen, [requests[n] for n in chosen], [prompts[n] for n in chosen])
 
-    def _batch(self, indexes: list[int], request: Request, prompts: list[list[int]]) -> Iterator[Completion]:
-        width = max(len(prompt) for prompt in prompts)
-        pad = self._pad()
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+    def _batch(self, indexes: list[int], requests: list[Request], prompts: list[list[int]]) -> Iterator[Completion]:
+        request = requests[0]
+        inputs = self._inputs(requests, prompts)
+        width, counts = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
         with self._prepared(request):
-            made = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self._generation(request), tokenizer=self.bundle.processor
-            )
+            made = self.model.generate(**inputs, generation_config=self._generation(request), tokenizer=self.tokenizer)
         logits = torch.stack(made.logits, dim=1).float()  # [B, new, vocabulary]
         new = made.sequences[:, width:]
         logprobs = torch.log_softmax(logits, dim=-1).gather(-1, new[..., None])[..., 0]
-        for index, prompt, row, scores in zip(indexes, prompts, new.tolist(), logprobs.tolist(), strict=True):
-            yield self._finish(index, request, prompt, row, scores)
+        for index, count, row, scores in zip(indexes, counts, new.tolist(), logprobs.tolist(), strict=True):
+            yield self._finish(index, request, count, row, scores)
 
-    def _finish(self, index: int, request: Request, prompt: list[int], ids: list[int], scores: list[float]) -> Completion:
+    def _inputs(self, requests: list[Request], prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+        return placed(make_inputs(self.template, requests, prompts, self._pad()), self.device, self.model.dtype)
+
+    def _finish(self, index: int, request: Request, prompted: int, ids: list[int], scores: list[float]) -> Completion:
+        """The completion of new `ids` after `prompted` tokens."""
         stops = set(self.template.stop_ids())
         count = next((n + 1 for n, token in enumerate(ids) if token in stops), len(ids))
         finish = "stop" if count and ids[count - 1] in stops else "length"
@@ -79,10 +85,12 @@ class TransformersEngine:
             # What follows the token that completed the stop string is padding, written while others of the batch went on.
             ends = (n for n in range(1, count + 1) if any(stop in self.template.decode(ids[:n]) for stop in request.stop))
             count, text, finish = next(ends, count), text[:cut], "stop"
-        return Completion(index, text, ids[:count], scores[:count], finish, len(prompt), self.version)
+        return Completion(index, text, ids[:count], scores[:count], finish, prompted, self.version)
 
     def _stream(self, index: int, request: Request, prompt: list[int]) -> Iterator[Completion]:
         """Pieces of text as tokens come, then the whole completion."""
+        inputs = self._inputs([request], [prompt])
+        prompted = inputs["input_ids"].shape[1]
         tokens: queue.Queue[int | BaseException | None] = queue.Queue()
         stopped = threading.Event()
 
@@ -103,10 +111,8 @@ class TransformersEngine:
             try:
                 with self._prepared(request):
                     self.model.generate(
-                        input_ids=torch.tensor([prompt], device=self.device), generation_config=self._generation(request),
-                        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
-                        tokenizer=self.bundle.processor, streamer=Streamer(),
-                    )  # fmt: skip
+                        **inputs, generation_config=self._generation(request), tokenizer=self.tokenizer, streamer=Streamer()
+                    )
             except BaseException as err:  # handed to the reader
                 tokens.put(err)
 
@@ -119,7 +125,7 @@ class TransformersEngine:
                 if isinstance(token, BaseException):
                     raise token
                 ids.append(token)
-                so_far = self._finish(index, request, prompt, ids, [])
+                so_far = self._finish(index, request, prompted, ids, [])
                 whole = so_far.text if so_far.finish == "stop" else _without_begun_stop(so_far.text, request.stop)
                 if whole.startswith(shown) and not whole.endswith("\ufffd"):  # a character may take several tokens
                     yield Completion(index, whole[len(shown) :], [token])
@@ -128,21 +134,20 @@ class TransformersEngine:
             stopped.set()
             worker.join()
         # The full text again, from all ids; log-probabilities are not kept while streaming.
-        yield self._finish(index, request, prompt, ids, [])
+        yield self._finish(index, request, prompted, ids, [])
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
+    ) -> list[list[float]]:
         results: list[list[float]] = [[] for _ in sequences]
+        whole = samples or [Sample(list(ids), [1.0] * len(ids)) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
         for start in range(0, len(order), self.config.batch_size):
             chosen = order[start : start + self.config.batch_size]
-            width = max(len(sequences[n]) for n in chosen)
-            rows = [list(sequences[n]) + [self._pad()] * (width - len(sequences[n])) for n in chosen]
-            ids = torch.tensor(rows, device=self.device)
-            mask = torch.tensor(
-                [[1] * len(sequences[n]) + [0] * (width - len(sequences[n])) for n in chosen], device=self.device
-            )
+            inputs = placed(self.template.collate([whole[n] for n in chosen]).inputs, self.device, self.model.dtype)
+            ids = inputs["input_ids"]
             with torch.inference_mode(), self._adapter(adapter):
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                logits = self.model(**inputs, use_cache=False).logits
                 for row, n in enumerate(chosen):
                     count = len(sequences[n])
                     scores = torch.log_softmax(logits[row, : count - 1].float(), dim=-1)
@@ -150,10 +155,14 @@ class TransformersEngine:
         return results
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        raise CapabilityError("engine transformers does not embed: this is a language model")
+        return heads.embed(self, sequences)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        raise CapabilityError("engine transformers does not score: this is a language model")
+        return heads.score(self, sequences)
+
+    def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """What a model with a head says of samples: see `heads.predict`."""
+        return heads.predict(self, samples)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a peft adapter's folder. Raises RequestError when it does not fit."""
@@ -196,9 +205,7 @@ class TransformersEngine:
             raise RequestError(
                 f"adapter {request.adapter!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}"
             )
-        if request.token_ids is not None:
-            return list(request.token_ids)
-        return self.template.prompt(request.messages or [], request.tools, **request.template_kwargs)
+        return text_ids(self.template, request)
 
     def _generation(self, request: Request) -> GenerationConfig:
         sampling = request.temperature > 0
@@ -212,7 +219,7 @@ class TransformersEngine:
         )  # fmt: skip
 
     def _pad(self) -> int:
-        pad = self.bundle.processor.pad_token_id
+        pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else (self.template.stop_ids() or [0])[0])
 
     @contextmanager
@@ -246,9 +253,3 @@ def _without_begun_stop(text: str, stops: Sequence[str]) -> str:
     """`text` without an ending that may turn out to begin a stop string."""
     begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return text[: len(text) - max(begun, default=0)]
-
-
-def _settings(request: Request) -> tuple[Any, ...]:
-    """What requests must share to be generated together: everything but their prompts."""
-    prompt = ("messages", "tools", "token_ids", "template_kwargs")
-    return tuple(str(getattr(request, item.name)) for item in fields(request) if item.name not in prompt)

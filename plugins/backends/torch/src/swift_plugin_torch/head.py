@@ -116,6 +116,27 @@ def _like(grad: torch.Tensor | None, parameter: torch.Tensor | None) -> torch.Te
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
+class Open(torch.nn.Module):
+    """Stands in for an output layer: gives what it is given, or `told` where that is set."""
+
+    def __init__(self, head: torch.nn.Linear, told: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.told = told
+        self.__dict__ |= {"weight": head.weight, "bias": head.bias}  # some models ask for its dtype; no parameters of this one
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states if self.told is None else self.told
+
+
+def told(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model whose output layer stays in its place says of a batch: its logits, or of a bare model its last states."""
+    keeps = getattr(getattr(model, "config", None), "use_cache", None) is not None  # an encoder may take no such argument
+    outputs = model(**inputs, **({"use_cache": False} if keeps else {}))
+    logits = getattr(outputs, "logits", None)
+    found: torch.Tensor = outputs.last_hidden_state if logits is None else logits
+    return found
+
+
 class Forward:
     """A model's forward pass with its output layer taken apart, where that can be done exactly."""
 
@@ -126,34 +147,42 @@ class Forward:
 
     def __call__(self, inputs: dict[str, torch.Tensor], batch: Batch) -> Outputs:
         if self.head is None:
-            return Outputs(self.model(**inputs, use_cache=False).logits, None, batch)
-        return Outputs(self._states(inputs), self.head, batch)
+            return Outputs(told(self.model, inputs), None, batch)
+        return Outputs(self._states(inputs, Open(self.head)), self.head, batch)
 
-    def _states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _states(self, inputs: dict[str, torch.Tensor], instead: Open) -> torch.Tensor:
         """What the model would give its output layer; a constant that scales its logits scales this alike."""
-        self.base.set_output_embeddings(torch.nn.Identity())
+        for holder, name in self.places:  # in place: a model's own setter may change more than the layer
+            holder._modules[name] = instead
         try:
             states: torch.Tensor = self.model(**inputs, use_cache=False).logits
         finally:
-            self.base.set_output_embeddings(self.head)
+            for holder, name in self.places:
+                holder._modules[name] = self.head
         return states
 
     def _separable(self) -> torch.nn.Linear | None:
-        """The output layer, if it is a plain linear one and the model at most scales its logits: tried on a few tokens."""
+        """The output layer, if it is a plain linear one and the model at most scales its logits: tried on a few tokens, and on
+        numbers in place of logits, as small logits do not show a cap on large ones."""
         head = getattr(self.base, "get_output_embeddings", lambda: None)()
-        if type(head) is not torch.nn.Linear or not hasattr(self.base, "set_output_embeddings"):
+        if type(head) is not torch.nn.Linear:
             return None
         self.head: torch.nn.Linear | None = head
-        inputs = {"input_ids": torch.arange(4, 12, device=head.weight.device)[None] % head.out_features}
+        modules = self.base.modules()
+        self.places = [(module, name) for module in modules for name, child in module._modules.items() if child is head]
+        weight = head.weight
+        inputs = {"input_ids": torch.arange(4, 12, device=weight.device)[None] % head.out_features}
+        numbers = torch.linspace(-1000, 1000, 8 * head.in_features, device=weight.device, dtype=weight.dtype).view(1, 8, -1)
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 whole = self.model(**inputs, use_cache=False).logits.float()
-                parts = head(self._states(inputs).to(head.weight.dtype)).float()
+                parts = head(self._states(inputs, Open(head)).to(weight.dtype)).float()
+                scales = self._states(inputs, Open(head, numbers)).float() / numbers.float()
         except Exception:  # a model that cannot be called on token ids alone keeps its own way
             return None
         finally:
             self.model.train(training)
         same = whole.shape == parts.shape and float((whole - parts).abs().max()) <= 0.01 * float(whole.abs().max()) + 1e-6
-        return head if same else None
+        return head if same and float(scales.max() - scales.min()) <= 0.01 * float(scales.abs().max()) else None

@@ -12,7 +12,10 @@ from typing import Any
 from swift_core import types
 from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
+from swift_core.source import asked_media
 from swift_core.types import Engine, Record, Request
+
+from swift_plugin_use.predictions import predictions
 
 CHUNK = 32  # rows between two writes of the answer file
 
@@ -22,8 +25,21 @@ def split_reference(row: types.Row) -> tuple[list[types.Row], str | None]:
     messages = row["messages"]
     if messages and messages[-1]["role"] == "assistant":
         content = messages[-1].get("content")
+        if isinstance(content, list) and all(part.get("type") == "text" for part in content):
+            content = "".join(part["text"] for part in content)
         return messages[:-1], content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     return messages, None
+
+
+def named(media: dict[str, list[Any]]) -> dict[str, list[str]]:
+    """How an answer's line names the media of its row: paths and addresses as they are, what the row holds by its size."""
+
+    def name(item: Any) -> str:
+        if isinstance(item, str) and not item.startswith("data:"):
+            return item
+        return f"<{len(item)} {'frames' if isinstance(item, list) else 'characters' if isinstance(item, str) else 'bytes'}>"
+
+    return {key: [name(item) for item in items] for key, items in media.items()}
 
 
 def answer_file(
@@ -44,7 +60,9 @@ def answer_file(
     else:
         events.note(f"{output}: {done} rows are answered already, going on with row {done}")
     with output.open("a", encoding="utf-8") as file:
-        for row in events.track(_answers(engine, records, template, done), "answering", len(records) - done):
+        heads = "predict" in engine.capabilities  # a model that labels, embeds or scores
+        rows = predictions(engine, records, done) if heads else _answers(engine, records, template, done)
+        for row in events.track(rows, "answering", len(records) - done):
             counts["failed" if "error" in row else "answered"] += 1
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -65,10 +83,13 @@ def _answers(engine: Engine, records: list[Record], template: Request, done: int
                 continue
             messages, reference = split_reference(record.row)
             rows[number] |= {"messages": messages} | ({"reference": reference} if reference is not None else {})
+            media = asked_media(record.row, len(messages))
+            rows[number] |= named(media)
             # Under sampling each row has a seed of its own, so that a resumed file equals an uninterrupted one.
             seed = None if template.seed is None or not template.temperature else template.seed + number
             kwargs = record.row.get("chat_template_kwargs", {})
-            request = replace(template, messages=messages, tools=record.row.get("tools"), seed=seed, template_kwargs=kwargs)
+            tools = record.row.get("tools")
+            request = replace(template, messages=messages, tools=tools, seed=seed, template_kwargs=kwargs, media=media)
             requests.append((number, request))
         for completion in _generate(engine, requests, rows):
             number = requests[completion.index][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,31 @@ from swift_plugin_use.options import ADAPTER, ENGINE, SAMPLING, model_with, take
 
 CHAT_HELP = (
     "/system TEXT sets the system message, /clear forgets, /save FILE writes the talk, /exit ends.\n"
+    "/image FILE, /video FILE and /audio FILE show a file with the next message.\n"
     'A \\ at a line\'s end, or """ before and after, makes several lines one message.'
 )
+
+
+MEDIA = {"/image": "images", "/video": "videos", "/audio": "audios"}
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What was said, the files that its media parts show, and those that wait for the next message: (column, file)."""
+
+    messages: list[Row]
+    media: dict[str, list[Any]] = field(default_factory=dict)
+    waiting: tuple[tuple[str, str], ...] = ()
+
+    def asked(self, text: str) -> Talk:
+        """The talk with one more question, which shows the files that waited."""
+        if not self.waiting:
+            return replace(self, messages=[*self.messages, {"role": "user", "content": text}])
+        parts = [{"type": column[:-1]} for column, _ in self.waiting]
+        media = {column: list(files) for column, files in self.media.items()}
+        for column, file in self.waiting:
+            media.setdefault(column, []).append(file)
+        return Talk([*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}], media)
 
 
 @click.command()
@@ -29,7 +52,8 @@ def chat(arguments: tuple[str, ...], adapter: str | None, system: str | None, **
     request = take_request(flags)
     with Session(config_of(arguments, **flags), console_events()) as session:
         engine = session.engine(model_with(session, adapter))
-        messages: list[Row] = [{"role": "system", "content": system}] if system else []
+        talk = Talk([{"role": "system", "content": system}] if system else [])
+        takes_media = "media" in engine.capabilities
         if sys.stdin.isatty():
             click.echo(CHAT_HELP)
         while True:
@@ -40,11 +64,16 @@ def chat(arguments: tuple[str, ...], adapter: str | None, system: str | None, **
             if text.startswith("/") and "\n" not in text:
                 if text in ("/exit", "/quit"):
                     return
-                messages = _command(text, messages)
+                talk = _command(text, talk, takes_media)
             elif text.strip():
-                messages = [*messages, {"role": "user", "content": text}]
-                answer = _stream(engine, replace(request, messages=messages))
-                messages.append({"role": "assistant", "content": answer})
+                asked = talk.asked(text)
+                try:
+                    answer = _stream(engine, replace(request, messages=asked.messages, media=asked.media))
+                except ValueError as err:  # a file that cannot be read, or that the model does not take
+                    click.echo(f"(not asked: {err})")
+                    talk = replace(talk, waiting=())
+                    continue
+                talk = replace(asked, messages=[*asked.messages, {"role": "assistant", "content": answer}])
 
 
 def _read_message() -> str:
@@ -61,24 +90,38 @@ def _read_message() -> str:
     return line
 
 
-def _command(text: str, messages: list[Row]) -> list[Row]:
+def _command(text: str, talk: Talk, takes_media: bool) -> Talk:
     name, _, argument = text.partition(" ")
+    if name in MEDIA and argument:
+        return _show(MEDIA[name], str(Path(argument.strip()).expanduser()), talk, takes_media)
     if name == "/clear":
         click.echo("(forgotten)")
-        return [message for message in messages if message["role"] == "system"]
+        return Talk([message for message in talk.messages if message["role"] == "system"])
     if name == "/system":
         click.echo("(system message set; the talk begins anew)" if argument else "(no system message; the talk begins anew)")
-        return [{"role": "system", "content": argument}] if argument else []
+        return Talk([{"role": "system", "content": argument}] if argument else [])
     if name == "/save" and argument:
         try:
             with Path(argument).expanduser().open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"messages": talk.messages, **talk.media}, ensure_ascii=False) + "\n")
             click.echo(f"(added to {argument})")
         except OSError as err:
             click.echo(f"(not saved: {argument}: {err.strerror})")
-        return messages
+        return talk
     click.echo(f"(no command {name}) {CHAT_HELP}")
-    return messages
+    return talk
+
+
+def _show(column: str, file: str, talk: Talk, takes_media: bool) -> Talk:
+    """The talk with a file that waits for the next message."""
+    if not takes_media:
+        click.echo("(not shown: this model takes text only)")
+    elif not Path(file).is_file():
+        click.echo(f"(not shown: no file {file})")
+    else:
+        click.echo(f"({file} goes with the next message)")
+        return replace(talk, waiting=(*talk.waiting, (column, file)))
+    return talk
 
 
 def _stream(engine: Any, request: Request) -> str:

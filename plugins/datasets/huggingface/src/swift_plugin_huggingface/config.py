@@ -6,6 +6,7 @@ The kernel fills `path` with the name that the user gave: `--dataset FILE`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from swift_core.config import option
@@ -25,6 +26,7 @@ class HuggingFaceConfig:
     columns: dict[str, str] = option({}, "renames your keys to the standard ones: {q: query, a: response}")
     format: Format = option("auto", "the shape of the rows, where it should not be recognised by its keys")
     system: str | None = option(None, "a system message for each row that has none")
+    media_folder: str | None = option(None, "where relative paths of images, videos and audios start [the data file's folder]")
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -37,3 +39,5 @@ class HuggingFaceConfig:
                 raise ValueError(f"columns: {keys} would all become {target!r}")
         if self.system is not None and not self.system.strip():
             raise ValueError("system: expected a text; leave it out for none")
+        if self.media_folder is not None and not Path(self.media_folder).expanduser().is_dir():
+            raise ValueError(f"media_folder: no folder {self.media_folder!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from swift_plugin_huggingface.media import place, read_media
 from swift_plugin_huggingface.messages import Message, RowFault, decode, kind, read_messages, read_tools
 
 Row = dict[str, Any]
@@ -26,7 +27,8 @@ PARTNERS = {
 ANSWERS = ("response", "completion", "output", "answer", "solution")
 SYSTEMS = ("system", "system_prompt")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
-MEDIA = {"image": "images", "video": "videos", "audio": "audios"}
+OBJECTS = "objects"  # what grounding data name in the text, and where it stands in the pictures
+NOTES = "media_notes"  # what was done to a row's media, for the template to pass on
 SHAPES = (
     "messages (or conversations), instruction/input/output, query/response/history, prompt/completion, question/answer, "
     "problem/solution, chosen/rejected, text"
@@ -69,9 +71,12 @@ def standard_row(row: Row, form: str = "auto", system: str | None = None) -> Row
         if first["role"] == "system" and first["content"] != own:
             raise RowFault(f"{system_key!r} and the first message are two different system messages; keep one")
         system = own
-    standard: Row = {"messages": _with_system(messages, system)}
+    conversations = [("messages", _with_system(messages, system))]
     if rejected is not None:
-        standard["rejected"] = _with_system(rejected, system)
+        conversations.append(("rejected", _with_system(rejected, system)))
+    standard, notes = place(conversations, read_media(rest))
+    if notes:
+        standard[NOTES] = notes
     tools = read_tools(rest.pop("tools", None))
     if tools:
         standard["tools"] = tools
@@ -236,13 +241,10 @@ def _with_system(messages: list[Message], system: str | None) -> list[Message]:
 
 
 def _columns(rest: Row) -> Row:
-    """The row's other columns: media as lists, template arguments as an object, and all else as it is."""
-    columns = {MEDIA[key] if key in MEDIA and MEDIA[key] not in rest else key: value for key, value in rest.items()}
-    for key in MEDIA.values():
-        if key in columns:
-            value = decode(columns.pop(key))
-            if value not in ("", []):
-                columns[key] = value if isinstance(value, list) else [value]
+    """The row's other columns: grounding and template arguments as objects, and all else as it is."""
+    columns = dict(rest)
+    if OBJECTS in columns:
+        columns[OBJECTS] = decode(columns[OBJECTS])
     if "chat_template_kwargs" in columns:
         value = decode(columns["chat_template_kwargs"])
         if value == "":

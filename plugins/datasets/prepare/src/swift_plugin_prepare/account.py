@@ -61,6 +61,9 @@ def fitter(max_length: int | None, overflow: Overflow, account: Account) -> Call
         if max_length is None or length <= max_length:
             return [sample]
         reason = f"{length} tokens, max_length {max_length}"
+        if sample.media and overflow != "drop":
+            account.issue(sample.where, "dropped", f"{reason}: a sample with media is not cut", length)
+            return []
         if overflow == "drop":
             account.issue(sample.where, "dropped", reason, length)
             return []

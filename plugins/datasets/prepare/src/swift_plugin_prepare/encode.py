@@ -58,9 +58,10 @@ class Encoder:
                         account.trained_tokens += piece.trained_tokens
                         account.notes.update({*piece.notes, *(["appended"] if piece.appended else [])})
             except RowError as err:
-                if not self.skip_bad:
+                skipped = getattr(err.__cause__, "skip", False)  # the template's own option leaves such rows out
+                if not (self.skip_bad or skipped):
                     raise RowError(err.where, f"{err.reason} (bad_rows=skip leaves such rows out, and counts them)") from None
-                account.issue(err.where, "refused", err.reason)
+                account.issue(err.where, getattr(err.__cause__, "what", "refused"), err.reason)
             for issue in account.issues[listed:]:
                 issue["record"] = number
         return Encoded(pack(kept), *accounts)

@@ -78,11 +78,12 @@ def _sources(rows: Sequence[Source] | Sequence[Record], evaluation: bool) -> lis
 
 
 def _found(folder: Path) -> Store | None:
-    """The store in a folder, if it is whole."""
+    """The store in a folder, if it is whole and its media are as they were."""
     try:
-        return Store(folder, check=True) if folder.is_dir() else None
+        store = Store(folder, check=True) if folder.is_dir() else None
     except ValueError:
         return None
+    return store if store and store.media_changed() is None else None
 
 
 def opened(store: Store) -> tuple[Data, Account]:

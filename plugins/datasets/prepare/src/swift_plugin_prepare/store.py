@@ -1,12 +1,13 @@
 """Prepared samples on disk, mapped into memory: any number of them costs a reader next to none.
 
 A folder of plain columns, one file each, native byte order: token ids (uint32), loss weights as runs (length uint32, weight
-float32), a line of text on each sample's origin, and where each sample begins in them (uint64). `meta.json` holds size and
+float32), a line of text on each sample's origin, its media and label as JSON, and where each begins (uint64). `meta.json` holds size and
 hash of every file and comes last: without it, or with a file that differs, the folder is no store.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import mmap
@@ -15,14 +16,16 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple, overload
+from urllib.parse import unquote
 
 from swift_core.errors import RunError
 from swift_core.plan import write_json
 from swift_core.types import Sample
 
-FORMAT = 1  # raised when the columns change, so that an older cache is not used
-RAGGED = {"ids": "I", "runs": "I", "info": "B"}
+FORMAT = 2  # raised when the columns change, so that an older cache is not used
+RAGGED = {"ids": "I", "runs": "I", "info": "B", "more": "B"}
 """Columns with a number of items for each sample; `weights` has one for each run."""
+BYTES = "base64"  # the key under which JSON holds bytes
 
 
 class Packed(NamedTuple):
@@ -33,7 +36,7 @@ class Packed(NamedTuple):
 
 
 def pack(samples: Sequence[Sample]) -> Packed:
-    ids, runs, weights, info = array("I"), array("I"), array("f"), bytearray()
+    ids, runs, weights, info, more = array("I"), array("I"), array("f"), bytearray(), bytearray()
     rows, trained, counts = array("Q"), array("I"), {name: array("I") for name in RAGGED}
     for sample in samples:
         ids.extend(sample.input_ids)
@@ -45,11 +48,34 @@ def pack(samples: Sequence[Sample]) -> Packed:
         line = f"{','.join(map(str, sample.turns))} {sample.where}".encode()
         info += line
         counts["info"].append(len(line))
+        extra = _extra(sample)
+        more += extra
+        counts["more"].append(len(extra))
         rows.append(sample.row)
         trained.append(sum(length for weight, length in found if weight))
     columns: dict[str, array[Any]] = {"ids": ids, "runs": runs, "weights": weights, "rows": rows, "trained": trained}
     columns["lengths"] = counts["ids"]
-    return Packed({"info": bytes(info)} | {name: column.tobytes() for name, column in columns.items()}, counts)
+    return Packed(
+        {"info": bytes(info), "more": bytes(more)} | {name: column.tobytes() for name, column in columns.items()}, counts
+    )
+
+
+def _extra(sample: Sample) -> bytes:
+    """References to media with the text that they stand in, and the label, as JSON; nothing where there are none."""
+    held: dict[str, Any] = {"media": sample.media, "text": sample.text} if sample.media else {}
+    if sample.label is not None:
+        held["label"] = sample.label
+    return json.dumps(held, ensure_ascii=False, default=_plain).encode() if held else b""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {BYTES: base64.b64encode(value).decode()}
+    raise TypeError(f"a sample holds {type(value).__name__}, which cannot be stored")
+
+
+def _unplain(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value[BYTES]) if len(value) == 1 and BYTES in value else value
 
 
 class Writer:
@@ -130,7 +156,7 @@ class Store:
     @property
     def digest(self) -> str:
         """A hash of the samples, whatever their preparation was called."""
-        named = ("lengths", "ids", "runs.at", "runs", "weights", "train", "eval")
+        named = ("lengths", "ids", "runs.at", "runs", "weights", "more", "train", "eval")
         hashes = [self.meta["files"].get(name, ["", ""])[1] for name in named]
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
 
@@ -149,7 +175,29 @@ class Store:
             weights += [weight] * length
         turns, _, where = bytes(self._ragged["info"][begin:end]).decode().partition(" ")
         found = [int(turn) for turn in turns.split(",") if turn]
-        return Sample(self._ragged["ids"][start:stop].tolist(), weights, row=self.rows[n], where=where, turns=found)
+        sample = Sample(self._ragged["ids"][start:stop].tolist(), weights, row=self.rows[n], where=where, turns=found)
+        low, high = self._bounds("more", n)
+        if low < high:
+            held = json.loads(bytes(self._ragged["more"][low:high]), object_hook=_unplain)
+            sample.media, sample.text, sample.label = held.get("media", {}), held.get("text", ""), held.get("label")
+        return sample
+
+    def has_media(self, n: int) -> bool:
+        low, high = self._bounds("more", n)
+        return low < high and bytes(self._ragged["more"][low : low + 9]) == b'{"media":'
+
+    def media_changed(self) -> str | None:
+        """A file that the samples' media are read from, and that is gone or newer than the store."""
+        made = (self.folder / "meta.json").stat().st_mtime
+        for n in range(len(self)):
+            if self.has_media(n):
+                for name in _files(self.sample(n).media):
+                    try:
+                        if Path(name).expanduser().stat().st_mtime > made:
+                            return name
+                    except OSError:
+                        return name
+        return None
 
     def view(self, split: str) -> View:
         """The samples of `train` or `eval` in their order: the split's own column, else, for `train`, all."""
@@ -181,9 +229,25 @@ class View(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return (self.store.sample(place) for place in self.order)
 
+    def first_media(self) -> int | None:
+        """The first sample with media, if there is one."""
+        return next((n for n, place in enumerate(self.order) if self.store.has_media(place)), None)
+
     @property
     def trained_tokens(self) -> int:
         return sum(map(self.store.trained.__getitem__, self.order))
+
+
+def _files(value: Any) -> Iterator[str]:
+    """The local paths among references."""
+    if isinstance(value, str):
+        if value.startswith("file://"):
+            yield unquote(value.removeprefix("file://"))
+        elif "://" not in value and not value.startswith("data:"):
+            yield value
+    elif isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _files(inner)
 
 
 def _mapped(path: Path, code: str) -> memoryview[Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from swift_core.source import asked_media
 from swift_core.types import Request, Row
 
 FIELDS = ("label", "solution", "answer")
-MEDIA = ("images", "videos", "audios")
 _TRAINING = ("train", "weight")  # keys of a message that only training reads
 
 
@@ -33,11 +33,11 @@ def read_row(row: Row, max_tokens: int) -> tuple[Request, list[str]]:
         prompt, references = messages, _field(row)
     if not prompt:
         raise Unusable("nothing stands before the answer that could be asked")
-    if any(row.get(key) for key in MEDIA) or any(_has_media(message) for message in prompt):
-        raise Unusable("the row holds images, videos or audios, which a generation request cannot carry")
+    media = asked_media(row, len(prompt))
     asked = [{key: value for key, value in message.items() if key not in _TRAINING} for message in prompt]
     kwargs = row.get("chat_template_kwargs") or {}
-    return Request(asked, row.get("tools"), max_tokens=max_tokens, temperature=0.0, template_kwargs=dict(kwargs)), references
+    request = Request(asked, row.get("tools"), max_tokens=max_tokens, template_kwargs=dict(kwargs), media=media)
+    return request, references
 
 
 def _field(row: Row) -> list[str]:
@@ -60,11 +60,6 @@ def text_of(message: Row) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict) and part.get("type") == "text")
     return str(content or "")
-
-
-def _has_media(message: Row) -> bool:
-    content = message.get("content")
-    return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in content)
 
 
 def extract_answer(pattern: re.Pattern[str] | None, text: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ class ExactEvaluator:
         for result in results:
             try:
                 request, result.references = _request(result.record, self.config.max_tokens)
+                _check_media(run, request.media)
                 answers = [extract_answer(self._pattern, text) for text in result.references]
                 wanted = [answer for answer in answers if answer is not None]
                 if not wanted:
@@ -84,7 +85,11 @@ class ExactEvaluator:
                 asked.append((result, request, wanted))
             except Unusable as err:
                 result.reasons["answer"] = str(err)
-        for (result, _, wanted), completion in zip(asked, _generate(run, [request for _, request, _ in asked]), strict=True):
+        answers = _generate(run, [request for _, request, _ in asked])
+        for (result, _, wanted), completion in zip(asked, answers, strict=True):
+            if isinstance(completion, str):
+                result.reasons["answer"] = completion
+                continue
             result.prediction = completion.text
             answer = extract_answer(self._pattern, completion.text)
             counts["answers cut at max_tokens"] += completion.finish == "length"
@@ -103,7 +108,9 @@ class ExactEvaluator:
         starts = range(0, len(encoded), CHUNK)
         for start in run.events.track(starts, "perplexity", total=len(starts)):
             chunk = encoded[start : start + CHUNK]
-            values = run.engine.logprobs([sample.input_ids for _, sample in chunk])
+            samples = [sample for _, sample in chunk]
+            given = {"samples": samples} if any(sample.media for sample in samples) else {}
+            values = run.engine.logprobs([sample.input_ids for sample in samples], **given)
             for (result, sample), row in zip(chunk, values, strict=True):
                 trained = _trained(sample, row)
                 result.loss -= math.fsum(trained)
@@ -132,21 +139,53 @@ def _encode(run: EvalRun, record: Record) -> list[Sample]:
     if record.refused:
         raise Unusable(record.refused)
     try:
-        return run.template.encode(record.row)
+        samples = run.template.encode(record.row)
     except (ValueError, RequestError) as err:
         raise Unusable(str(err)) from None
+    for sample in samples:
+        _check_media(run, sample.media)
+    return samples
 
 
-def _generate(run: EvalRun, requests: list[Request]) -> list[Completion]:
-    """The completions in the order of their requests. Raises RunError where the engine left one out."""
-    found: dict[int, Completion] = {}
+def _check_media(run: EvalRun, media: dict[str, list[Any]]) -> None:
+    if media and "media" not in run.engine.capabilities:
+        raise Unusable(f"the row has {', '.join(media)}, which this engine does not take with this model")
+
+
+def _generate(run: EvalRun, requests: list[Request]) -> list[Completion | str]:
+    """The completions in the order of their requests, or the reason why there is none. Raises RunError where the engine left
+    one out."""
+    found: dict[int, Completion | str] = {}
     if requests:
-        for completion in run.events.track(run.engine.generate(requests), "answers", total=len(requests)):
-            found[completion.index] = completion
+        for number, completion in run.events.track(_answered(run, requests), "answers", total=len(requests)):
+            found[number] = completion
     lacking = [number for number in range(len(requests)) if number not in found]
     if lacking:
         raise RunError(f"the engine returned {len(found)} of {len(requests)} completions; it left out request {lacking[0]}")
     return [found[number] for number in range(len(requests))]
+
+
+def _answered(run: EvalRun, requests: list[Request]) -> Iterator[tuple[int, Completion | str]]:
+    """Completions as they come. Requests with media, which a broken file may fail, go in chunks, and one by one where a chunk
+    fails; without media a request that fails is the run's fault, and ends it."""
+    plain = [number for number, request in enumerate(requests) if not request.media]
+    if plain:
+        for completion in run.engine.generate([requests[number] for number in plain]):
+            yield plain[completion.index], completion
+    shown = [number for number, request in enumerate(requests) if request.media]
+    for start in range(0, len(shown), CHUNK):
+        numbers = shown[start : start + CHUNK]
+        try:
+            made = list(run.engine.generate([requests[number] for number in numbers]))
+        except (ValueError, RequestError):
+            for number in numbers:
+                try:
+                    for completion in run.engine.generate([requests[number]]):
+                        yield number, completion
+                except (ValueError, RequestError) as err:
+                    yield number, str(err)
+        else:
+            yield from ((numbers[completion.index], completion) for completion in made)
 
 
 def _trained(sample: Sample, values: Sequence[float]) -> list[float]:

@@ -2,7 +2,8 @@
 
 Registered with the transformers library as the attention implementation `swift_documents`. A forward pass says where its
 documents end by `cu_seq_lens_q`, the argument that the library's flash attention takes; without it this is plain sdpa.
-Shapes: T tokens, H query heads, K key heads, D values a head, and documents of L tokens.
+By `cu_seq_lens_k` it may say that they see more keys than they have tokens: then the first P tokens of the row are the
+beginning of every other document. Shapes: T tokens, H query heads, K key heads, D values a head, documents of L tokens.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def install(model: Any) -> None:
     if not own and model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)  # an architecture that takes none from outside stays as it is
+        model.set_attn_implementation(_chosen(model.config))  # an architecture that takes none from outside stays as it is
     ours = model.config._attn_implementation == NAME
 
     def adapt(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         ends = kwargs.get("cu_seq_lens_q")
         if ends is not None and not ours:
+            if kwargs.get("cu_seq_lens_k") is not None:
+                raise NotImplementedError("this attention knows no beginning that documents share")
             del kwargs["cu_seq_lens_q"]
         elif ends is not None and kwargs.get("attention_mask") is None:
             # The library passes a four-dimensional mask on as it is: this one stands in for T x T values that nobody reads.
@@ -43,10 +46,17 @@ def install(model: Any) -> None:
     model.register_forward_pre_hook(adapt, with_kwargs=True)
 
 
+def _chosen(config: Any) -> dict[str, str]:
+    """This attention, but for parts of a model that have none but their own, such as a sound encoder in windows."""
+    parts = {key: part._attn_implementation for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    return {"": NAME, **{key: NAME if own == "sdpa" else own for key, own in parts.items()}}
+
+
 def attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
     dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None, sliding_window: int | None = None, **kwargs: Any,
+    cu_seq_lens_q: torch.Tensor | None = None, cu_seq_lens_k: torch.Tensor | None = None,
+    sliding_window: int | None = None, **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
     if cu_seq_lens_q is None:
@@ -61,29 +71,41 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     lengths = cu_seq_lens_q.diff().tolist()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window if sliding_window and max(lengths) > sliding_window else None
+    shared = 0 if cu_seq_lens_k is None else int(cu_seq_lens_k.diff()[-1]) - lengths[-1]
+    longest = shared + max(lengths)
+    window = sliding_window if sliding_window and longest > sliding_window else None
     alike = query.dtype == key.dtype == value.dtype and value.shape[-1] == query.shape[-1]
-    if query.device.type == "cpu" and causal and alike and not dropout and not window and max(lengths) <= LONGEST:
-        return CausalDocuments.apply(query, key, value, lengths, scale), None
+    if query.device.type == "cpu" and causal and alike and not dropout and not window and longest <= LONGEST:
+        return CausalDocuments.apply(query, key, value, lengths, shared, scale), None
+    if shared and not causal:
+        raise NotImplementedError("only causal attention lets documents share their beginning")
     parts = []
-    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
-        mask = _band(q.shape[2], window, q.device) if window and causal and q.shape[2] > window else None
+    for at, length in _places(lengths):
+        q, before = query[:, :, at : at + length], shared if at else 0
+        k, v = (_seen(t, 2, at, length, before) for t in (key, value))
+        masked = causal and (before or (window and length > window))
         out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None, scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, attn_mask=_band(length, before, window, q.device) if masked else None, dropout_p=dropout,
+            is_causal=causal and not masked, scale=scale, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         parts.append(out.transpose(1, 2))
     return torch.cat(parts, 1), None
 
 
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """Which keys a query sees: itself and the window - 1 before it."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (distance >= 0) & (distance < window)
+def _seen(tensor: torch.Tensor, axis: int, at: int, length: int, before: int) -> torch.Tensor:
+    """Keys or values of a document, those of its shared beginning first."""
+    own = tensor.narrow(axis, at, length)
+    return torch.cat([tensor.narrow(axis, 0, before), own], axis) if before else own.contiguous()
+
+
+def _band(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which keys a query sees: itself and those before it, with a window the last `window` of them all. [L, before + L]."""
+    distance = torch.arange(before, before + length, device=device)[:, None] - torch.arange(before + length, device=device)
+    return (distance >= 0) & (distance < (window or before + length))
 
 
 class CausalDocuments(torch.autograd.Function):
-    """softmax(scale q k^T) v, causal within each document, in blocks of queries.
+    """softmax(scale q k^T) v, causal within each document and after the beginning that all share, in blocks of queries.
 
     For documents of up to some hundred tokens on a CPU this takes half the time of the fused kernel, forward and backward.
     It keeps the probabilities: about H L^2 / 2 values a document and layer.
@@ -91,25 +113,33 @@ class CausalDocuments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        lengths: list[int],
+        shared: int,
+        scale: float,
     ) -> torch.Tensor:
         _, heads, tokens, size = query.shape
         groups = key.shape[1]
         out = query.new_empty(1, tokens, heads, size)
         kept = []
         for at, length in _places(lengths):
-            keys, values = key[0, :, at : at + length].contiguous(), value[0, :, at : at + length].contiguous()
+            before = shared if at else 0
+            keys, values = (_seen(t[0], 1, at, length, before) for t in (key, value))
             for begin, end in _blocks(length):
                 q = (query[0, :, at + begin : at + end] * scale).reshape(groups, -1, size)
-                scores = torch.bmm(q, keys[:, :end].transpose(1, 2)).view(groups, -1, end - begin, end)
-                scores[..., begin:] += _above_diagonal(end - begin, scores)
-                share = torch.softmax(scores, -1).view(groups, -1, end)
-                seen = torch.bmm(share, values[:, :end]).view(heads, end - begin, size)
+                last = before + end
+                scores = torch.bmm(q, keys[:, :last].transpose(1, 2)).view(groups, -1, end - begin, last)
+                scores[..., before + begin :] += _above_diagonal(end - begin, scores)
+                share = torch.softmax(scores, -1).view(groups, -1, last)
+                seen = torch.bmm(share, values[:, :last]).view(heads, end - begin, size)
                 out[0, at + begin : at + end] = seen.transpose(0, 1)
                 kept.append(share)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, *kept)
-            ctx.lengths, ctx.scale = lengths, scale
+            ctx.lengths, ctx.shared, ctx.scale = lengths, shared, scale
         return out
 
     @staticmethod
@@ -121,19 +151,22 @@ class CausalDocuments(torch.autograd.Function):
         # Laid out as the projections before them are, so that nothing copies them on.
         of_query, of_key, of_value = (torch.empty_like(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value))
         for at, length in _places(ctx.lengths):
-            keys, values = key[0, :, at : at + length].contiguous(), value[0, :, at : at + length].contiguous()
+            before = ctx.shared if at else 0
+            keys, values = (_seen(t[0], 1, at, length, before) for t in (key, value))
             sums = [torch.zeros_like(keys), torch.zeros_like(values)]
             for begin, end in _blocks(length):
-                share = next(shares)
+                share, last = next(shares), before + end
                 g = grad[0, at + begin : at + end].transpose(0, 1).reshape(groups, -1, size)
                 q = (query[0, :, at + begin : at + end] * ctx.scale).reshape(groups, -1, size)
-                of_scores = torch._softmax_backward_data(torch.bmm(g, values[:, :end].transpose(1, 2)), share, -1, share.dtype)
-                found = torch.bmm(of_scores, keys[:, :end]).view(heads, end - begin, size)
+                of_scores = torch._softmax_backward_data(torch.bmm(g, values[:, :last].transpose(1, 2)), share, -1, share.dtype)
+                found = torch.bmm(of_scores, keys[:, :last]).view(heads, end - begin, size)
                 torch.mul(found, ctx.scale, out=of_query[0, :, at + begin : at + end])
-                sums[0][:, :end] += torch.bmm(of_scores.transpose(1, 2), q)
-                sums[1][:, :end] += torch.bmm(share.transpose(1, 2), g)
-            of_key[0, :, at : at + length], of_value[0, :, at : at + length] = sums
-        return of_query, of_key, of_value, None, None
+                sums[0][:, :last] += torch.bmm(of_scores.transpose(1, 2), q)
+                sums[1][:, :last] += torch.bmm(share.transpose(1, 2), g)
+            for whole, part in zip((of_key, of_value), sums, strict=True):
+                whole[0, :, at : at + length] = part[:, before:]
+                whole[0, :, :before] += part[:, :before]
+        return of_query, of_key, of_value, None, None, None
 
 
 def _places(lengths: list[int]) -> list[tuple[int, int]]:

@@ -10,11 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from swift_core.config import build_options
 from swift_core.errors import RequestError
 from swift_core.types import Batch, Row, Sample
 
-from swift_plugin_transformers.collation import collate, pack
+from swift_plugin_transformers.collation import collate as collate_text
+from swift_plugin_transformers.collation import pack
 from swift_plugin_transformers.config import ChatTemplateConfig
+from swift_plugin_transformers.grounding import Convention, ground_row
 from swift_plugin_transformers.loss_weights import (
     STRATEGIES,
     Piece,
@@ -26,8 +29,12 @@ from swift_plugin_transformers.loss_weights import (
     trained_spans,
 )
 from swift_plugin_transformers.markers import Markers, common_prefix, common_suffix
+from swift_plugin_transformers.media import Placed, collect
+from swift_plugin_transformers.multimodal import open_media
 from swift_plugin_transformers.presence import disguised
+from swift_plugin_transformers.prompts import left_padded
 from swift_plugin_transformers.rendering import Conversation, Refused, Renderer, forms, standard
+from swift_plugin_transformers.tensors import Layout
 from swift_plugin_transformers.thinking import CALL, Block, choose, find_block, has_reasoning
 from swift_plugin_transformers.turns import Facts, Turn, Unfit, find_turn, learn
 
@@ -46,8 +53,9 @@ class ChatTemplate:
 
     def __init__(self, processor: Any, config: ChatTemplateConfig) -> None:
         self.tokenizer, self.config = getattr(processor, "tokenizer", processor), config
-        holder = self.tokenizer if getattr(self.tokenizer, "chat_template", None) else processor
-        self.renderer = Renderer(holder, config)
+        self.renderer = Renderer(self.tokenizer, config, None if self.tokenizer is processor else processor)
+        self.media = open_media(processor, config.media, lambda messages: self.renderer.render(messages, None, config.kwargs))
+        self.convention = build_options(Convention, config.grounding, "template.grounding") or Convention()
         self.spans = compile_spans(config.spans)
         if config.loss == "spans" and not self.spans:
             raise RequestError('template.loss=spans needs template.spans, such as {"<tool_call>.+?</tool_call>": 2.0}')
@@ -58,6 +66,11 @@ class ChatTemplate:
         self._stops: list[int] | None = None
 
     @property
+    def prefetch(self) -> int:
+        """Steps whose batches are worth making in advance."""
+        return self.media.options.prefetch if self.media is not None else 0
+
+    @property
     def source(self) -> str | None:
         """The Jinja text that stands in for the tokenizer's own, if any."""
         return self.renderer.given
@@ -65,7 +78,8 @@ class ChatTemplate:
     def encode(self, row: Row) -> list[Sample]:
         """The samples of a row: one with all turns that stand in the whole text as they were rendered, and one for each
         turn that does not. Raises ValueError with the reason to refuse the row."""
-        messages, tools = standard(row["messages"]), row.get("tools")
+        shown, media = self.collect(self.grounded(row))
+        messages, tools = standard(shown), row.get("tools")
         trained = STRATEGIES[self.config.loss](messages)
         if not trained:
             raise ValueError(NOTHING)
@@ -73,10 +87,27 @@ class ChatTemplate:
         faults: list[Refused] = []
         for form in forms(messages):
             try:
-                return self._encode(Conversation(self.renderer, messages, tools, kwargs, form), trained)
+                samples = self._encode(Conversation(self.renderer, messages, tools, kwargs, form), trained, media)
             except Refused as err:
                 faults.append(err)
+                continue
+            for sample in samples:
+                sample.notes += row.get("media_notes") or []
+            return samples
         raise ValueError(str(next((err for err in faults if isinstance(err, Unfit)), faults[0])))
+
+    def grounded(self, row: Row) -> Row:
+        """The row with its `<ref-object>` and `<bbox>` tags as the checkpoint's family writes boxes. Raises ValueError."""
+        return ground_row(row, self.convention, self.media) if row.get("objects") else row
+
+    def collect(self, row: Row) -> tuple[list[Row], list[Placed]]:
+        """A row's messages with bare media parts, and the media of each. Raises ValueError for media that have no place."""
+        if self.media is not None:
+            return self.media.collect(row)
+        messages, media = collect(row)
+        if any(media):
+            raise ValueError("the row has media, and this checkpoint takes text only")
+        return messages, media
 
     def kwargs_for(self, messages: list[Row], tools: Any, base: dict[str, Any]) -> dict[str, Any]:
         """`base` and, where the template has a thinking switch, its value for rows with or without reasoning."""
@@ -106,7 +137,7 @@ class ChatTemplate:
     def _key(self, tools: Any, kwargs: dict[str, Any]) -> str:
         return json.dumps([bool(tools), kwargs], sort_keys=True, default=str)
 
-    def _encode(self, conversation: Conversation, trained: list[int]) -> list[Sample]:
+    def _encode(self, conversation: Conversation, trained: list[int], media: list[Placed]) -> list[Sample]:
         messages, facts = conversation.messages, self.facts(conversation.tools, conversation.kwargs)
         answers = [n for n in trained if messages[n]["role"] == "assistant"]
         turns = [find_turn(conversation, n, facts, self.markers) for n in answers]
@@ -116,21 +147,23 @@ class ChatTemplate:
             whole = closing.text
         inside = [turn for turn in turns if whole.startswith(turn.text[: turn.end])]
         samples = []
+        shown = [medium for placed in media for medium in placed]
         notes = [note for turn in inside for note in turn.notes]
         if inside and self._differs(conversation, inside):
             notes.append("generation-marks")
         appended = closing.appended if closing else None
         if self.config.loss == "all":
-            samples.append(self._sample(conversation, whole, self._all(conversation, whole, inside), trained, appended, notes))
+            samples.append(
+                self._sample(conversation, whole, self._all(conversation, whole, inside), trained, appended, notes, shown)
+            )
         elif inside:
             pieces = [piece for turn in inside for piece in self._pieces(messages, turn)]
-            samples.append(self._sample(conversation, whole, pieces, [turn.index for turn in inside], appended, notes))
+            samples.append(self._sample(conversation, whole, pieces, [turn.index for turn in inside], appended, notes, shown))
         for turn in turns:
             if turn not in inside:
                 own = ["own-sample", *turn.notes]
-                samples.append(
-                    self._sample(conversation, turn.text, self._pieces(messages, turn), [turn.index], turn.appended, own)
-                )
+                pieces, seen = self._pieces(messages, turn), [m for placed in media[: turn.index + 1] for m in placed]
+                samples.append(self._sample(conversation, turn.text, pieces, [turn.index], turn.appended, own, seen))
         return samples
 
     def _pieces(self, messages: list[Row], turn: Turn) -> list[Piece]:
@@ -180,29 +213,57 @@ class ChatTemplate:
         turns: list[int],
         appended: str | None,
         notes: list[str],
+        shown: Placed,
     ) -> Sample:
         if not getattr(self.tokenizer, "is_fast", False):
             raise RequestError(
                 "the mask needs a fast tokenizer, one with a tokenizer.json: this one tells no offsets of its tokens"
             )
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if self.media is not None:
+            ids, weights, media = self.media.encode(text, shown, pieces)
+        else:
+            encoded, media = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True), {}
+            ids, weights = list(encoded["input_ids"]), token_weights(encoded["offset_mapping"], pieces)
         return Sample(
-            list(encoded["input_ids"]), token_weights(encoded["offset_mapping"], pieces), turns=turns, text=text,
-            spans=trained_spans(pieces), appended=appended, kwargs=dict(conversation.kwargs), notes=notes,
+            ids, weights, turns=turns, text=text, spans=trained_spans(pieces), appended=appended,
+            kwargs=dict(conversation.kwargs), notes=notes, media=media,
         )  # fmt: skip
 
     def prompt(self, messages: list[Row], tools: list[Any] | None = None, **kwargs: Any) -> list[int]:
         """Ids of the rendering with the generation prompt, as inference starts from it. With a sample's `kwargs` it is
-        what stands before the sample's last answer."""
+        what stands before the sample's last answer. Media are left out; `inputs` has them."""
+        text = self.prompt_text(messages, tools, **kwargs)
+        encoded = self.tokenizer(text, add_special_tokens=False) if self.media is None else self.media.tokens(text)
+        return list(encoded["input_ids"])
+
+    def prompt_text(self, messages: list[Row], tools: list[Any] | None = None, **kwargs: Any) -> str:
+        """The rendering with the generation prompt."""
         messages, kwargs = standard(messages), {**self.config.kwargs, **kwargs}
         faults = []
         for form in forms(messages):
             try:
-                text = Conversation(self.renderer, messages, tools, kwargs, form).text(len(messages), prompt=True)
-                return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+                return Conversation(self.renderer, messages, tools, kwargs, form).text(len(messages), prompt=True)
             except Refused as err:
                 faults.append(err)
         raise ValueError(str(faults[0]))
+
+    def inputs(
+        self, messages: list[Row], media: dict[str, list[Any]] | None = None, tools: list[Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What a model's generate takes for one prompt: input_ids and attention_mask [1, T], and the tensors of its media.
+
+        media: as in a row, `{"images": [...]}`, for parts that hold no reference themselves. Raises ValueError.
+        """
+        shown, placed = self.collect({"messages": messages, **(media or {})})
+        text = self.prompt_text(shown, tools, **kwargs)
+        if self.media is None:
+            return dict(self.tokenizer(text, add_special_tokens=False, return_tensors="pt"))
+        return self.media.inputs(text, [medium for found in placed for medium in found])
+
+    def batch(self, prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several prompts as `inputs` gives them, padded on the left: what generate takes for all of them."""
+        pad = self.tokenizer.pad_token_id or 0
+        return left_padded(prompts, pad, self.media.extras if self.media else (), self.media.layout if self.media else Layout())
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -239,7 +300,8 @@ class ChatTemplate:
         return set()
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        return collate(samples, self.tokenizer.pad_token_id or 0)
+        pad = self.tokenizer.pad_token_id or 0
+        return collate_text(samples, pad) if self.media is None else self.media.collate(samples, pad)
 
-    def pack(self, samples: Sequence[Sample]) -> Sample | None:
-        return pack(samples)
+    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+        return pack(samples, share)

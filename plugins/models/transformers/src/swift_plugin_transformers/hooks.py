@@ -1,4 +1,4 @@
-"""Answers for the model loader `transformers` and the templates `checkpoint` and `plain`."""
+"""Answers for the model loader `transformers`, the templates `checkpoint` and `plain`, and those of models with a head."""
 
 from __future__ import annotations
 
@@ -33,3 +33,7 @@ def swift_make_template(template_id: str, processor: Any, config: Any) -> Any:
         from swift_plugin_transformers.plain import PlainTemplate
 
         return PlainTemplate(processor, config)
+    if template_id in ("classify", "tag", "embed", "rerank", "reward"):
+        from swift_plugin_transformers.tasks import TEMPLATES
+
+        return TEMPLATES[template_id](processor, config)

@@ -1,4 +1,4 @@
-"""Loads tokenizers and causal language models through the transformers library, and says plainly what is wrong with a folder.
+"""Loads models through the transformers library, and says plainly what is wrong with a folder.
 
 safetensors only, unless the run allows pickles; a weight that the folder lacks is an error, never a random tensor.
 """
@@ -13,74 +13,116 @@ from typing import Any
 import torch
 from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import logging
 
+from swift_plugin_transformers.architectures import HEADS, choose, needs_own_code
 from swift_plugin_transformers.attention import install
 from swift_plugin_transformers.config import TransformersConfig
+from swift_plugin_transformers.parts import find_parts
+from swift_plugin_transformers.processors import first_line, load_processor, own_code, where_from
 
+__all__ = ["PROBLEMS", "load_model", "load_processor"]
 
-def load_processor(source: str, config: TransformersConfig) -> Any:
-    """The tokenizer of a folder or hub id. Raises RequestError when there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **_where(source, config))
-    except Exception as err:
-        folder = Path(source)
-        absent = folder.is_dir() and not (folder / "tokenizer.json").is_file()
-        why = "the folder holds no tokenizer.json" if absent else _first_line(err)
-        raise RequestError(f"model {source}: its tokenizer cannot be loaded: {why}") from err
+PROBLEMS = {
+    "single_label": "single_label_classification", "multi_label": "multi_label_classification", "regression": "regression",
+}  # fmt: skip
+"""The options' names of what a classification head predicts -> the library's."""
 
 
 def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config: TransformersConfig) -> ModelBundle:
     """Load weights as `load_kwargs["dtype"]` on `load_kwargs["device"]`, in eval mode.
 
-    `skeleton=True` builds the model on the meta device, without weights. Raises RequestError for a folder that is
-    incomplete or that needs code of its own.
+    `skeleton=True` builds the model on the meta device, without weights. Only the head of `config.task` may be new: its
+    weights are then drawn from the run's seed, and that is said. Raises RequestError for a folder that is incomplete, that
+    needs code of its own, or that has no model of the task.
     """
     options = dict(load_kwargs)
     device, dtype = options.pop("device", "cpu"), options.pop("dtype", torch.float32)
     skeleton = options.pop("skeleton", False)
     logging.disable_progress_bar()
-    where = _where(source, config)
+    where, trust = where_from(source, config), config.trust_remote_code
     try:
-        model_config = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, **where)
+        model_config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
     except Exception as err:
-        raise RequestError(f"model {source}: its config.json cannot be used: {_first_line(err)}") from err
+        if needs_own_code(Path(source)) and not trust:
+            raise own_code(source) from err
+        raise RequestError(f"model {source}: its config.json cannot be used: {first_line(err)}") from err
     architecture = (model_config.architectures or [None])[0]
+    choice = choose(model_config, config.task, source)
+    if choice.task in HEADS:
+        set_labels(model_config, choice.task, config, processor)
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     if skeleton:
         if hasattr(model_config, "quantization_config"):
             del model_config.quantization_config
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **attention
-            )
-        return ModelBundle(model.eval(), processor, source, architecture)
+            model = choice.loader.from_config(model_config, dtype=dtype, trust_remote_code=trust, **attention)
+        return ModelBundle(model.eval(), processor, source, architecture, task=choice.task, parts=find_parts(model))
     if Path(source).is_dir():
         check_weights(Path(source), config.allow_pickle)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of the weights, of many lines: what matters of it is said below
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, config=model_config, dtype=dtype, use_safetensors=None if config.allow_pickle else True,
-            weights_only=True, output_loading_info=True, trust_remote_code=config.trust_remote_code,
-            ignore_mismatched_sizes=True, **attention, **where, **options,
-        )  # fmt: skip
+        # A new head is the same on every rank and in every run with the seed, whatever ran before.
+        with torch.random.fork_rng():
+            torch.manual_seed(torch.initial_seed())
+            model, info = choice.loader.from_pretrained(
+                source, config=model_config, dtype=dtype, use_safetensors=None if config.allow_pickle else True,
+                weights_only=True, output_loading_info=True, trust_remote_code=trust,
+                ignore_mismatched_sizes=True, **attention, **where, **options,
+            )  # fmt: skip
     except Exception as err:
-        raise RequestError(f"model {source} cannot be loaded: {_first_line(err)}") from err
+        raise RequestError(f"model {source} cannot be loaded: {first_line(err)}") from err
     finally:
         logging.set_verbosity(verbosity)
-    for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
-        raise RequestError(f"model {source}: {name} has shape {tuple(found)}, and config.json asks for {tuple(wanted)}")
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise RequestError(f"model {source} lacks {len(missing)} weights, {missing[0]} first: is the folder complete?")
-    unused = sorted(info["unexpected_keys"])
-    if unused:
-        warnings.warn(f"model {source}: {len(unused)} of its weights have no place in the model, {unused[0]} first")
+    check_loaded(source, model, info, choice.task)
     if config.attention == "auto":
         install(model)
-    return ModelBundle(model.to(device).eval(), processor, source, architecture)
+    model = model.to(device).eval()
+    return ModelBundle(model, processor, source, architecture, task=choice.task, parts=find_parts(model))
+
+
+def check_loaded(source: str, model: Any, info: dict[str, Any], task: str) -> None:
+    """Say which weights of a head are new. Raises RequestError where others are missing, or any has another shape."""
+    for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise RequestError(f"model {source}: {name} has shape {tuple(found)}, and config.json asks for {tuple(wanted)}")
+    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if task in HEADS:
+        base = f"{model.base_model_prefix}."
+        bare = not hasattr(model, model.base_model_prefix)
+        new = [name for name in missing if ".pooler." in f".{name}" or not (bare or name.startswith(base))]
+        missing = [name for name in missing if name not in new]
+        unused = [name for name in unused if name.startswith(base)]  # the head that it had is left behind
+        if new and not bare:
+            warnings.warn(f"model {source}: its head for {task} is new, drawn from the seed: {', '.join(new)}")
+    if missing:
+        raise RequestError(f"model {source} lacks {len(missing)} weights, {missing[0]} first: is the folder complete?")
+    if unused:
+        warnings.warn(f"model {source}: {len(unused)} of its weights have no place in the model, {unused[0]} first")
+
+
+def set_labels(model_config: Any, task: str, config: TransformersConfig, processor: Any) -> None:
+    """Give a configuration what its head needs: the number and names of its classes, the problem, and a padding token, by
+    which the library finds the last token of each row."""
+    count = 1 if task in ("reranker", "reward") else config.num_labels or len(config.labels) or None
+    if config.labels and config.num_labels not in (None, len(config.labels)):
+        raise RequestError(f"model.num_labels is {config.num_labels}, and model.labels has {len(config.labels)} names")
+    if count:
+        model_config.num_labels = count
+    if config.labels and task in ("sequence_classification", "token_classification"):
+        model_config.id2label = dict(enumerate(config.labels))
+        model_config.label2id = {name: number for number, name in enumerate(config.labels)}
+    if task in ("reranker", "reward"):
+        model_config.problem_type = "regression" if task == "reranker" else None
+    elif task == "sequence_classification" and config.problem:
+        model_config.problem_type = PROBLEMS[config.problem]
+    text = model_config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos")] + [getattr(text, "eos_token_id", None)]
+        pad = next((token for token in found if token is not None), None)
+        text.pad_token_id = pad[0] if isinstance(pad, list) else pad
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
@@ -123,12 +165,3 @@ def check_safetensors(file: Path) -> None:
         raise RequestError(
             f"{file} is truncated: it has {size} bytes, its header needs {expected}. Copy it again from its source"
         )
-
-
-def _where(source: str, config: TransformersConfig) -> dict[str, Any]:
-    return {"local_files_only": True} if Path(source).is_dir() else {"revision": config.revision or "main"}
-
-
-def _first_line(err: Exception) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return f"{type(err).__name__}: {lines[0] if lines else ''}"

@@ -20,6 +20,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from swift_plugin_transformers.config import ChatTemplateConfig
 
 OURS = ("train", "weight")  # keys of a message that are for us, not for the template
+KEPT = ("Zq5uz", "Zq6wz")  # texts that no template writes
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)  # of a template that is run
 
@@ -33,9 +34,9 @@ class Refused(ValueError):
 class Renderer:
     """A chat template with its tokenizer. Raises RequestError for a template that is absent or broken."""
 
-    def __init__(self, tokenizer: Any, config: ChatTemplateConfig) -> None:
+    def __init__(self, tokenizer: Any, config: ChatTemplateConfig, processor: Any = None) -> None:
         self.tokenizer = tokenizer
-        self.given, self.origin = _given(tokenizer, config)
+        self.given, self.origin = _given(tokenizer, config, processor)
         for source in [self.given] if self.given else _own(tokenizer).values():
             try:
                 tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False, chat_template=source)
@@ -43,6 +44,16 @@ class Renderer:
                 raise RequestError(f"{self.origin}: line {err.lineno} of the chat template: {err.message}") from None
             except FAULTS:
                 pass  # it may refuse this message; only its syntax is tried here
+        self.parts_only = processor is not None and not self._keeps_texts()
+
+    def _keeps_texts(self) -> bool:
+        """Whether the template writes a content that is a plain text. Some read lists of parts only, and drop it in silence."""
+        talk = [{"role": "user", "content": KEPT[0]}, {"role": "assistant", "content": KEPT[1]}]
+        try:
+            text = self.tokenizer.apply_chat_template(talk, tokenize=False, chat_template=self.given)
+        except FAULTS:
+            return False
+        return all(word in text for word in KEPT)
 
     def source(self, tools: Any) -> str:
         """The Jinja text in use: a checkpoint with several picks `tool_use` where there are tools."""
@@ -54,17 +65,27 @@ class Renderer:
     def render(self, messages: list[Row], tools: Any, kwargs: dict[str, Any], prompt: bool = False) -> str:
         """The text, ending with the generation prompt where asked. Raises Refused."""
         options = {"tools": tools or None, "tokenize": False, "add_generation_prompt": prompt, "chat_template": self.given}
+        messages = self.shaped(messages)
         try:
             return str(self.tokenizer.apply_chat_template(messages, **options, **kwargs))
         except FAULTS as err:
             raise Refused(f"the chat template refuses the row: {' '.join(str(err).split())}") from None
+
+    def shaped(self, messages: list[Row]) -> list[Row]:
+        """The messages, with each text as a list of parts where the template reads nothing else."""
+        if not self.parts_only:
+            return messages
+        return [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message.get("content"), str) else message for message in messages
+        ]  # fmt: skip
 
     def marks(self, messages: list[Row], tools: Any, kwargs: dict[str, Any]) -> list[tuple[int, int]] | None:
         """Characters inside the template's own `{% generation %}` marks, or None where it has none."""
         source = self.source(tools)
         if not GENERATION.search(source):
             return None
-        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        plain = [{key: value for key, value in message.items() if value is not None} for message in self.shaped(messages)]
         options = {**self.tokenizer.special_tokens_map, **kwargs}
         try:
             _, found = render_jinja_template(
@@ -154,8 +175,9 @@ def _own(tokenizer: Any) -> dict[str, str]:
     return own if isinstance(own, dict) else {"default": own} if own else {}
 
 
-def _given(tokenizer: Any, config: ChatTemplateConfig) -> tuple[str | None, str]:
-    """The Jinja text to use instead of the tokenizer's choice, and where it comes from."""
+def _given(tokenizer: Any, config: ChatTemplateConfig, processor: Any = None) -> tuple[str | None, str]:
+    """The Jinja text to use instead of the tokenizer's choice, and where it comes from. A processor's own template goes before
+    its tokenizer's, as it does in inference."""
     chosen = [name for name in ("file", "jinja", "variant") if getattr(config, name)]
     if len(chosen) > 1:
         raise RequestError(f"template.{chosen[0]} and template.{chosen[1]} exclude each other; give one")
@@ -168,14 +190,16 @@ def _given(tokenizer: Any, config: ChatTemplateConfig) -> tuple[str | None, str]
             raise RequestError(f"template.file: {config.file} is not UTF-8 text") from None
     if config.jinja:
         return config.jinja, "template.jinja"
-    own = _own(tokenizer)
+    own = _own(processor) or _own(tokenizer)
     if config.variant:
         if config.variant not in own:
             offered = f"it has: {', '.join(sorted(own))}" if own else "it has none"
             raise RequestError(f"template.variant: this checkpoint has no chat template {config.variant!r}; {offered}")
         return own[config.variant], f"template.variant: {config.variant}"
-    if own:
+    if own and own == _own(tokenizer):
         return None, "the checkpoint"
+    if own and "default" in own:
+        return own["default"], "the checkpoint's processor"
     legacy = Path(str(getattr(tokenizer, "name_or_path", ""))) / "chat_template.json"  # older multimodal checkpoints
     if legacy.is_file():
         try:

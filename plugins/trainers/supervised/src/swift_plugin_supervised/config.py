@@ -18,6 +18,7 @@ class SupervisedConfig:
     batch_tokens: int | None = option(None, "fill passes with rows of like length up to so many tokens, in place of batch_size")
     accumulate: int = option(1, "forward passes a step: a step takes batch_size x accumulate x processes rows")
     learning_rate: float = option(1e-4, "highest learning rate")
+    rates: dict[str, float] = option({}, "factors of the learning rate by part of the model: {vision: 0.1}")
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "how it falls after the warm-up")
     warmup: float = option(0.05, "warm-up: a share of the steps below 1, or a number of them")
     min_rate: float = option(0.0, "share of the learning rate that is left at the end")
@@ -30,6 +31,9 @@ class SupervisedConfig:
     packing: bool = option(False, "fill rows with several samples up to max_length, isolated from each other")
     padding: Literal["auto", "always"] = option(
         "auto", "auto lays the samples of a pass end to end, isolated from each other, where the model allows; always pads"
+    )
+    share_beginning: bool = option(
+        True, "compute once what all samples of a pass begin with, a system message say, where the model allows"
     )
     shuffle: bool = option(True, "another order each epoch, from the seed")
     eval_every: int | None = option(None, "evaluate every N steps; default: at the end of each epoch")
@@ -51,6 +55,9 @@ class SupervisedConfig:
             raise ValueError(f"epochs must be above 0, not {self.epochs}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for part, rate in self.rates.items():
+            if rate <= 0:
+                raise ValueError(f"rates: {part}: expected more than 0, not {rate}; --freeze {part} leaves it alone")
         if self.warmup < 0 or not 0 <= self.min_rate <= 1:
             raise ValueError("warmup must be at least 0, and min_rate between 0 and 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from swift_core.errors import RequestError
@@ -179,6 +182,24 @@ def cut(samples: list[Sample], limit: int | None) -> list[list[Sample]]:
         parts[-1].append(sample)
         room -= length
     return parts
+
+
+def ahead(make: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+    """`make` of each item in order, by a thread that is up to `depth` items ahead; without one where `depth` is 0."""
+    if not depth:
+        yield from map(make, items)
+        return
+    items, waiting = iter(items), deque[Future[Any]]()
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        try:
+            waiting.extend(thread.submit(make, item) for item in islice(items, depth))
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(thread.submit(make, item) for item in islice(items, 1))
+                yield made
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def share_of_rank(rows: Sequence[int], rank: int, world: int) -> Sequence[int]:

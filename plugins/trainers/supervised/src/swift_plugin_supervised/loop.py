@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 from swift_core.errors import RequestError
 from swift_core.plan import write_json
 from swift_core.rundir import Checkpoints
-from swift_core.types import Batch, Run, Sample, Samples, StepResult, Stream, TrainResult
+from swift_core.types import Batch, LossFn, Run, Sample, Samples, StepResult, Stream, TrainResult
 
-from swift_plugin_supervised.feed import Feed, cut, share_of_rank
-from swift_plugin_supervised.isolation import isolates
+from swift_plugin_supervised.feed import Feed, ahead, cut, share_of_rank
+from swift_plugin_supervised.isolation import isolates, shares
 from swift_plugin_supervised.schedule import learning_rate, total_steps
 
 
@@ -38,6 +39,7 @@ class Progress:
     trained_tokens: int = 0
     seconds: float = 0.0  # spent in steps
     evals: list[tuple[int, float]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation, beside its loss
     window: int = 0  # of a stream: the record at which the present window begins
     window_step: int = 0  # and the step before its first one
 
@@ -48,16 +50,28 @@ def cross_entropy(outputs: Any, batch: Batch) -> torch.Tensor:
     return loss
 
 
-class SupervisedTrainer:
-    """Trainer `sft` and `pt`."""
+REFUSED = {
+    "seq2seq_lm": "an encoder-decoder model, which can be loaded and run, and not yet trained",
+    "masked_lm": "a masked language model: give it a head with trainer classify, tag, embed or rerank",
+}
+"""Tasks of models that have no next token to predict."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.config = run, run.trainer_config
+
+class SupervisedTrainer:
+    """Trainer `sft` and `pt`; with another loss, those of other plugins.
+
+    `metric` counts beside the loss of an evaluation: `watching(loss_fn)` is used in place of it, then `result()` gives figures.
+    """
+
+    def __init__(self, run: Run, loss_fn: LossFn = cross_entropy, metric: Any = None) -> None:
+        self.run, self.config, self.loss_fn, self.metric = run, run.trainer_config, loss_fn, metric
         self.checkpoints = Checkpoints(run.output)
 
     def fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
         tuned = run.models.get("policy")
+        if why := REFUSED.get(getattr(getattr(tuned, "bundle", None), "task", "")):
+            raise RequestError(f"model {tuned.bundle.source} is {why}")
         if run.resume_from:
             tuned.load(run.resume_from)
         elif run.warm_start:
@@ -84,17 +98,18 @@ class SupervisedTrainer:
             self.checkpoints.forget_after(state.step)
         saved, first, since = state.step if run.resume_from else -1, state.step, time.perf_counter()
         stopped = self._out_of_patience(state)  # a run that stopped early stays so when it is resumed
+        made = ahead(partial(self._made, feed), range(state.step + 1, last_step + 1), getattr(run.template, "prefetch", 0))
         while state.step < last_step and not stopped:
             step = state.step + 1
             started = time.perf_counter()
             tuned.before_step(step)
-            batches = [batch for samples in feed.passes(step, backend.rank) for batch in self._batches(samples)]
-            result = steps.forward_backward(batches, cross_entropy)
+            batches, window = next(made)
+            result = steps.forward_backward(batches, self.loss_fn)
             rate = learning_rate(step, last_step, config)
             norm = steps.optimizer_step(rate, config.clip)
             tuned.after_step(step)
             self._count(state, step, result, time.perf_counter() - started)
-            state.window, state.window_step = feed.position, feed.first
+            state.window, state.window_step = window
             if step % config.log_every == 0 or step == last_step:
                 left = (time.perf_counter() - since) / (step - first) * (last_step - step)
                 self._report(state, result, rate, norm, last_step, left)
@@ -108,6 +123,7 @@ class SupervisedTrainer:
             if step % save_every == 0 or step == last_step or improved or stopped:
                 self._save(steps, tuned, state)
                 saved = step
+        made.close()
         if saved != state.step:
             self._save(steps, tuned, state)
         if stopped and stopped != "interrupted":
@@ -136,7 +152,8 @@ class SupervisedTrainer:
 
     def _lays_flat(self, steps: Any, window: int) -> bool:
         """Whether the samples of a pass are laid end to end instead of padded. Raises RequestError where packing asks for it
-        and the model lets samples see each other."""
+        and the model lets samples see each other. Sets `shares`: whether what they all begin with is computed once."""
+        self.shares = False
         if self.config.padding == "always":
             return False
         data = self.run.data.train
@@ -146,6 +163,7 @@ class SupervisedTrainer:
             raise RequestError(f"trainer.packing: {lack}; set it to false")
         if lack:
             self.run.events.note(f"padding the samples of a pass: {lack}")
+        self.shares = not lack and self.config.share_beginning and shares(steps, self.run.template, samples)
         return not lack
 
     def _tell_feed(self, feed: Feed) -> None:
@@ -157,13 +175,18 @@ class SupervisedTrainer:
                 f"{tokens / max(1, capacity):.0%} full"
             )
 
+    def _made(self, feed: Feed, step: int) -> tuple[list[Batch], tuple[int, int]]:
+        """The batches of a step, and where the window begins that they are from."""
+        batches = [batch for samples in feed.passes(step, self.run.backend.rank) for batch in self._batches(samples)]
+        return batches, (feed.position, feed.first)
+
     def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
         """The batches of one pass: one, padded or flat. A flat one is cut between samples where it holds more tokens than the
         backend gains by: the sum of the gradients is the same, and takes less memory."""
         template = self.run.template
         parts = cut(samples, getattr(self.run.backend, "pass_tokens", None)) if self.flat else [samples]
         for part in parts:
-            packed = template.pack(part) if self.flat and len(part) > 1 else None
+            packed = template.pack(part, share=self.shares) if self.flat and len(part) > 1 else None
             yield template.collate([packed] if packed else part)
 
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
@@ -186,16 +209,21 @@ class SupervisedTrainer:
         mine = share_of_rank(range(len(held)), backend.rank, backend.world)
         size = self.config.batch_size
         parts = [mine[at : at + size] for at in range(0, len(mine), size)]
-        passes = ([held[n] for n in part] for part in self.run.events.track(parts, "evaluating"))
-        batches = (batch for samples in passes for batch in self._batches(samples))
-        loss = steps.evaluate(batches, cross_entropy).loss
+        made = ahead(
+            lambda part: list(self._batches([held[n] for n in part])), parts, getattr(self.run.template, "prefetch", 0)
+        )
+        batches = (batch for found, _ in zip(made, self.run.events.track(parts, "evaluating"), strict=True) for batch in found)
+        loss = steps.evaluate(batches, self.metric.watching(self.loss_fn) if self.metric else self.loss_fn).loss
+        state.figures = self.metric.result() if self.metric else {}
         better = state.best_loss is None or loss < state.best_loss
         if better:
             state.best_loss, state.best_step, state.waited = loss, state.step, 0
         else:
             state.waited += 1
         state.evals.append((state.step, loss))
-        self.run.events.emit("eval", step=state.step, loss=loss, best=better)
+        self.run.events.emit("eval", step=state.step, loss=loss, best=better, **state.figures)
+        if state.figures:
+            self.run.events.note(", ".join(f"{name} {value:.4f}" for name, value in state.figures.items()))
 
     def _save(self, steps: Any, tuned: Any, state: Progress) -> None:
         """Write a checkpoint, whole or not at all. Raises RunError on every rank when one of them cannot."""
@@ -231,6 +259,7 @@ class SupervisedTrainer:
             "peak_bytes": self.run.backend.peak_bytes(),
             "train_loss": state.loss_sum / state.weight_sum if state.weight_sum else None,
             "eval_loss": state.evals[-1][1] if state.evals else None,
+            **({"eval_metrics": state.figures} if state.figures else {}),
             "best_eval_loss": state.best_loss,
             "best_step": state.best_step,
             "tokens": state.tokens,

@@ -13,6 +13,7 @@ class FullConfig:
     """`tuner: {name: full, only: ["re:layers\\.2[0-9]\\."]}`. Without options every weight is trained."""
 
     only: list[str] = option([], "parameters trained: beginnings of names, or re:PATTERN; empty is all")
+    parts: list[str] = option([], "parts trained: language, vision, audio, projector, embeddings, head, experts; empty is all")
     share: float = option(1.0, "share of the weights trained, counted from the output end of the model backwards")
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class FullTuned:
                 f"tuner.full: weights quantized by {bundle.quantization} cannot be trained; use an adapter such as lora"
             )
         self.bundle, self.model = bundle, bundle.model
-        chosen = choose(list(self.model.named_parameters()), config)
+        chosen = choose(of_parts(bundle, config.parts), config)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in chosen)
         self._original: dict[str, torch.Tensor] | None = None
@@ -37,7 +37,9 @@ class FullTuned:
         """Vectors (norms and biases) without weight decay, as is usual."""
         matrices = [p for p in self.trainable().values() if p.ndim > 1]
         vectors = [p for p in self.trainable().values() if p.ndim <= 1]
-        return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        rates = getattr(config, "rates", None)
+        return self.bundle.parts.rated(groups, self.trainable(), rates) if rates and self.bundle.parts else groups
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> None:
         return None
@@ -83,9 +85,23 @@ class FullTuned:
         return self.bundle
 
 
+def of_parts(bundle: ModelBundle, wanted: list[str]) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters of the wanted parts, by default of all, without the frozen ones."""
+    named = list(bundle.model.named_parameters())
+    if not bundle.parts:
+        if wanted:
+            raise RequestError("tuner.full.parts: this model's loader tells no parts; use only")
+        return named
+    bundle.parts.check(wanted, "tuner.full.parts")
+    found = [(name, parameter, bundle.parts.of(name)) for name, parameter in named]
+    return [(n, p) for n, p, parts in found if (not wanted or parts & set(wanted)) and not parts & set(bundle.frozen)]
+
+
 def choose(parameters: list[tuple[str, torch.nn.Parameter]], config: FullConfig) -> set[str]:
     """Names of the parameters to train. Raises RequestError for an entry of `only` that matches none."""
     names = [name for name, _ in parameters]
+    if not names:
+        raise RequestError("tuner.full: nothing is trained: freeze leaves none of the parts")
     if config.only:
         chosen: set[str] = set()
         for entry in config.only:

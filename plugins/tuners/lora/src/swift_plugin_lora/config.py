@@ -17,6 +17,9 @@ class LoraConfig:
     alpha: float = option(16.0, "scale: the update is multiplied by alpha / rank")
     dropout: float = option(0.0, "dropout on the adapter's input")
     targets: list[str] = option(["all-linear"], "layers: all-linear, names, name endings, or one regex written re:PATTERN")
+    parts: list[str] = option(
+        [], "parts that get adapters: language, vision, audio, projector, ...; by default all-linear is the language model only"
+    )
     exclude: list[str] = option([], "names or name endings left out of the targets")
     init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = option(
         "default", "first values: B zero (default, gaussian); pissa and olora take them from the weight, and train its rest"

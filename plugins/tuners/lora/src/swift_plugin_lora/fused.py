@@ -25,7 +25,8 @@ class FusedLinear(Linear):
         weight, bias = self.base_layer.weight, self.base_layer.bias
         if not (x.dtype == weight.dtype == a.dtype == b.dtype) or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
-        return LoraProduct.apply(x, weight, bias, a, b, self.scaling[adapter])
+        # Shaped out here: a view made inside the function could not be changed in place, which some models do.
+        return LoraProduct.apply(x, weight, bias, a, b, self.scaling[adapter]).view(*x.shape[:-1], -1)
 
     def _plain(self) -> str | None:
         """The one active adapter, where nothing but A, B and a scale is to be applied on a frozen linear layer."""
@@ -41,7 +42,7 @@ class FusedLinear(Linear):
 
 
 class LoraProduct(torch.autograd.Function):
-    """[..., K] -> [..., N], with gradients of x [M, K], A [r, K] and B [N, r]; W [N, K] and b [N] are frozen."""
+    """[..., K] -> [M, N], with gradients of x [M, K], A [r, K] and B [N, r]; W [N, K] and b [N] are frozen."""
 
     @staticmethod
     def forward(
@@ -59,7 +60,7 @@ class LoraProduct(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(rows, narrow, weight, a, b)
             ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
@@ -19,16 +21,24 @@ from swift_plugin_lora.config import LoraConfig
 from swift_plugin_lora.fused import FusedLinear
 
 
+HEADED = ("sequence_classification", "token_classification", "reranker", "reward")
+TASKS = {
+    "causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS", "reranker": "SEQ_CLS", "reward": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS", "embedding": "FEATURE_EXTRACTION", "seq2seq_lm": "SEQ_2_SEQ_LM",
+}  # fmt: skip
+"""What peft calls a model's task."""
+
+
 class LoraTuned:
     """A TunedModel. `model` is the PeftModel."""
 
     def __init__(self, bundle: ModelBundle, config: LoraConfig) -> None:
         self.bundle, self.config = bundle, config
         options = read_options(Path(config.like)) if config.like else peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle.model, config),
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle, config),
             exclude_modules=config.exclude or None, use_rslora=config.rslora, use_dora=config.dora,
             init_lora_weights=True if config.init == "default" else config.init,
-            modules_to_save=config.save_modules or None, task_type="CAUSAL_LM",
+            modules_to_save=[*config.save_modules, *heads(bundle)] or None, task_type=TASKS.get(bundle.task),
         )  # fmt: skip
         if not bundle.quantization:  # peft has layers of its own for quantized ones
             options._register_custom_module({torch.nn.Linear: FusedLinear})
@@ -58,6 +68,10 @@ class LoraTuned:
 
     def param_groups(self, config: Any) -> list[dict[str, Any]]:
         """A and B apart where LoRA+ gives B another rate."""
+        groups, rates = self._groups(), getattr(config, "rates", None)
+        return self.bundle.parts.rated(groups, self.trainable(), rates) if rates and self.bundle.parts else groups
+
+    def _groups(self) -> list[dict[str, Any]]:
         if self.config.plus_ratio == 1.0:
             return [{"params": list(self.trainable().values())}]
         faster = [p for name, p in self.trainable().items() if "lora_B" in name or "lora_embedding_B" in name]
@@ -109,7 +123,9 @@ class LoraTuned:
             if tensor.shape != own[name].shape:
                 shapes = f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
                 raise RequestError(f"{file} does not fit tuner.lora's options: {shapes}")
-        set_peft_model_state_dict(self.model, state)
+        with torch.no_grad():  # into the parameters themselves: peft's own loading renames keys, and loses some, for a few models
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
 
     def merge(self) -> ModelBundle:
         """Add each update to its weight."""
@@ -117,12 +133,51 @@ class LoraTuned:
         model = self.model.merge_and_unload()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        bundle = self.bundle
-        return ModelBundle(model, bundle.processor, bundle.source, bundle.architecture, bundle.template, bundle.quantization)
+        return replace(self.bundle, model=model)
 
 
-def choose(model: torch.nn.Module, config: LoraConfig) -> list[str] | str:
-    """peft's `target_modules`: names, or a regex. Raises RequestError for a name that matches no layer of the model."""
+def heads(bundle: ModelBundle) -> list[str]:
+    """The head of a classifier or reward model, trained whole: it may be new."""
+    named = (name for name, _ in bundle.model.named_children())
+    return [name for name in named if bundle.task in HEADED and bundle.parts and "head" in bundle.parts.of(name)]
+
+
+def choose(bundle: ModelBundle, config: LoraConfig) -> list[str] | str:
+    """peft's `target_modules`: names, or a regex. Raises RequestError for a name that matches no layer of the model.
+
+    `all-linear` of a multimodal model is its language model, unless `config.parts` says otherwise. Frozen parts get none.
+    """
+    model, parts = bundle.model, bundle.parts
+    if parts is None:
+        if config.parts:
+            raise RequestError("tuner.lora.parts: this model's loader tells no parts; use targets")
+        return _named(model, config)
+    parts.check(config.parts, "tuner.lora.parts")
+    whole = "all-linear" in config.targets
+    wanted = set(config.parts) or ({"language"} if whole and {"vision", "audio"} & set(parts.names) else set())
+    left_out = set(bundle.frozen) | ({"head"} if bundle.task in HEADED else set())
+    chosen = _named(model, config)
+    if not wanted and not left_out:
+        return chosen
+    layers = [name for name, module in model.named_modules() if name and not list(module.children())]
+    found = [name for name in layers if _targeted(name, chosen)]
+    kept = [name for name in found if (not wanted or parts.of(name) & wanted) and not parts.of(name) & left_out]
+    if found and not kept:
+        raise RequestError(
+            f"tuner.lora: no layer of {config.targets} lies in the parts {', '.join(sorted(wanted) or parts.names)}"
+            + (f" without {', '.join(bundle.frozen)}" if bundle.frozen else "")
+        )
+    return chosen if len(kept) == len(found) else kept
+
+
+def _targeted(name: str, targets: list[str] | str) -> bool:
+    """Whether peft takes a layer for these targets."""
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, name))
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _named(model: torch.nn.Module, config: LoraConfig) -> list[str] | str:
     names = [name for name, _ in model.named_modules()]
     for option in ("targets", "exclude", "save_modules"):
         given = [entry for entry in getattr(config, option) if entry != "all-linear" and not entry.startswith("re:")]
@@ -140,12 +195,24 @@ def all_linear(model: torch.nn.Module) -> list[str]:
     peft's own `all-linear` leaves out layers that a quantizer's class holds.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    mamba = getattr(getattr(model, "config", None), "model_type", None) in MAMBA
     found = []
     for name, module in model.named_modules():
         quantized = hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children())
-        if module is not head and (isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"):
+        linear = isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"
+        if linear and module is not head and not _of_its_own(module) and not (mamba and name.endswith("out_proj")):
             found.append(name)
     return found
+
+
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Model types whose `out_proj` peft refuses: their kernels read its weight and go past the layer."""
+
+
+def _of_its_own(module: torch.nn.Module) -> bool:
+    """Whether a linear layer is a model's own kind, such as a router that returns two tensors."""
+    plain = not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward
+    return not plain and type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
 
 
 def read_options(folder: Path) -> peft.LoraConfig:

@@ -1,0 +1,1 @@
+"""The command `models verify`: a tiny random model of each architecture goes through all that a run does to a model."""

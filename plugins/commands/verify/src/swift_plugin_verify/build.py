@@ -1,0 +1,87 @@
+"""Builds the tiny random model of an architecture, with its tokenizer, and saves both as a folder that loads like any other.
+
+Weights come from the architecture's own initialisation, at a size at which logits differ; what it leaves at zero, such as a
+gate that opens during training, gets small values, so that every part takes part.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING
+
+from swift_plugin_verify.catalog import Architecture
+from swift_plugin_verify.shrink import Shape, shrink
+from swift_plugin_verify.tokens import VOCABULARY, make_tokenizer, token_ids
+
+LARGEST = 30_000_000  # parameters: what the rule leaves larger is an error of the rule
+
+
+class CannotBuild(Exception):
+    """The tiny model cannot be made; the message is the reason."""
+
+
+def build(architecture: Architecture, folder: Path) -> Any:
+    """Write the tiny model into `folder`, and return it. Raises CannotBuild."""
+    tokenizer = make_tokenizer()
+    config = tiny_config(architecture, Shape(VOCABULARY, token_ids(tokenizer)))
+    model = tiny_model(architecture.name, config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def tiny_config(architecture: Architecture, shape: Shape) -> Any:
+    """The configuration by rule. Raises CannotBuild."""
+    try:
+        return shrink(config_class(architecture), shape)
+    except Exception as err:
+        raise CannotBuild(f"no tiny configuration: {one_line(err)}") from err
+
+
+def config_class(architecture: Architecture) -> type:
+    """The model type's own class, where the model takes it: a text model of a multimodal type takes that type's text part."""
+    own: type = CONFIG_MAPPING[architecture.model_type]
+    wanted = getattr(transformers, architecture.name).config_class
+    parts = [spec for spec in getattr(own, "sub_configs", {}).values() if spec is wanted]
+    return parts[0] if parts else own
+
+
+def tiny_model(name: str, config: Any) -> Any:
+    """A model of a class with random weights, always the same. Raises CannotBuild."""
+    cls = getattr(transformers, name)
+    try:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in cls(config).parameters())
+    except Exception:
+        count = 0  # a class that computes while it is built: it is built for real below
+    if count > LARGEST:
+        raise CannotBuild(f"its tiny configuration still has {count:,} parameters")
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = cls(config).eval()
+            enliven(model)
+    except Exception as err:
+        raise CannotBuild(f"cannot be built: {one_line(err)}") from err
+    return model
+
+
+def enliven(model: torch.nn.Module) -> None:
+    """Give values to parameters that the class leaves all zero, or does not initialise at all."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            largest = float(parameter.abs().max()) if parameter.numel() and parameter.is_floating_point() else 1.0
+            if largest == 0 or not math.isfinite(largest) or largest > 1e4:
+                parameter.normal_(0.0, 0.05)
+
+
+def one_line(err: BaseException) -> str:
+    """An error's type and the first line of its text that says something."""
+    lines = [" ".join(line.split()) for line in str(err).splitlines() if line.strip()]
+    text = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
+    return f"{type(err).__name__}: {text}"[:240]

@@ -1,0 +1,59 @@
+"""The architectures of the installed transformers version, by kind: those that its own tables name.
+
+A class that stands in several tables is listed once, under the richest kind that it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+KINDS = ("text", "image", "audio")
+
+
+@dataclass(frozen=True, order=True)
+class Architecture:
+    """One class to verify. `model_type` is its configuration's."""
+
+    kind: str
+    model_type: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.model_type}/{self.name}"
+
+
+def architectures() -> list[Architecture]:
+    """All that the library's tables for text generation, image-text and audio-language models name."""
+    from transformers.models.auto import modeling_auto as auto
+
+    image = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    audio = {
+        model_type: name for model_type, name in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if model_type not in image
+    }
+    for model_type, name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
+        if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "flamingo" in model_type:
+            audio.setdefault(model_type, name)
+    text = {
+        model_type: name for model_type, name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if name not in {*image.values(), *audio.values()}
+    }  # fmt: skip
+    kinds = zip(KINDS, (text, image, audio), strict=True)
+    found = [Architecture(kind, model_type, name) for kind, table in kinds for model_type, name in sorted(table.items())]
+    return [one for one in found if not _stands_for_its_text_part(one, found)]
+
+
+def _stands_for_its_text_part(one: Architecture, found: Sequence[Architecture]) -> bool:
+    """Whether a row names a multimodal configuration, and another row its text part with the same class."""
+    return any(other.name == one.name and other.model_type == f"{one.model_type}_text" for other in found)
+
+
+def choose(known: Sequence[Architecture], names: Sequence[str], kinds: Sequence[str]) -> tuple[list[Architecture], list[str]]:
+    """Those asked for by class name or model type, of the kinds asked for; and the names that match none."""
+    of_kind = [one for one in known if not kinds or one.kind in kinds]
+    if not names:
+        return of_kind, []
+    wanted = set(names)
+    chosen = [one for one in of_kind if {one.name, one.model_type} & wanted]
+    return chosen, sorted(wanted - {text for one in chosen for text in (one.name, one.model_type)})

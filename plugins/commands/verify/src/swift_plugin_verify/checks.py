@@ -1,0 +1,320 @@
+"""The checks on a saved tiny model, each through the parts that a run uses: loader, template, tuners, backend, engine.
+
+A check returns a remark, raises `Failed` with the reason, or `NotApplicable` where the architecture has no such thing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from swift_core.types import Batch, ModelBundle, Request, Sample
+from swift_plugin_full.config import FullConfig
+from swift_plugin_full.tuner import FullTuned
+from swift_plugin_lora.config import LoraConfig
+from swift_plugin_lora.tuner import LoraTuned
+from swift_plugin_supervised.config import SupervisedConfig
+from swift_plugin_supervised.isolation import isolates
+from swift_plugin_supervised.loop import cross_entropy
+from swift_plugin_torch.backend import TorchBackend
+from swift_plugin_torch.config import TorchConfig, TransformersEngineConfig
+from swift_plugin_torch.engine import TransformersEngine
+from swift_plugin_transformers.chat import ChatTemplate
+from swift_plugin_transformers.config import ChatTemplateConfig, TransformersConfig
+from swift_plugin_transformers.loading import load_model, load_processor
+
+from swift_plugin_verify.build import one_line
+
+ANSWERS = ("It is 4, as 2 and 2 are 4.", "Yes.", "The sea is blue, mostly.")
+TALKS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": ANSWERS[0]},
+     {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": ANSWERS[1]}],
+    [{"role": "user", "content": "How is the sea?"}, {"role": "assistant", "content": ANSWERS[2]}],
+]  # fmt: skip
+STEPS = 6  # optimizer steps in which the loss on one batch must fall
+NEW_TOKENS = 10
+
+
+class Failed(Exception):
+    """The check fails; the message is the reason."""
+
+
+class NotApplicable(Exception):
+    """The architecture has no such thing; the message says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of one check: `pass`, `fail`, `n/a`, or `not run` as another one failed before it."""
+
+    state: str
+    note: str = ""
+
+
+class Samples(list[Sample]):
+    """Prepared samples, as the probe for isolation takes them."""
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(sample.input_ids) for sample in self]
+
+
+class Subject:
+    """A saved model under test. Every check loads it anew, as what went before may have changed it."""
+
+    def __init__(self, folder: Path, scratch: Path, built: Any = None) -> None:
+        self.folder, self.scratch, self.built = folder, scratch, built
+        self.options = TransformersConfig()
+        self.backend = TorchBackend(TorchConfig(device="cpu", precision="fp32", threads=1))
+        self.samples = Samples()
+        self.backend.seed(0)
+
+    def bundle(self, folder: Path | None = None) -> ModelBundle:
+        source = str(folder or self.folder)
+        processor = load_processor(source, self.options)
+        bundle = load_model(source, processor, self.backend.load_kwargs(), self.options)
+        bundle.template = ChatTemplate(processor, ChatTemplateConfig())
+        return bundle
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"messages": talk} for talk in TALKS]
+
+    def steps(self, tuned: Any, rate: float = 1e-2, checkpointing: str = "never") -> Any:
+        backend = copy.copy(self.backend)
+        backend.checkpointing = checkpointing
+        return backend.prepare({"policy": tuned}, None, SupervisedConfig(learning_rate=rate))
+
+    def batch(self, template: Any) -> Batch:
+        batch: Batch = template.collate(self.samples)
+        return batch
+
+
+def load(subject: Subject) -> str:
+    """The folder loads, and is what was saved."""
+    bundle = subject.bundle()
+    if subject.built is not None:
+        own, loaded = subject.built.state_dict(), bundle.model.state_dict()
+        changed = [name for name in own if name not in loaded or not torch.equal(own[name], loaded[name])]
+        if changed:
+            raise Failed(f"{len(changed)} of {len(own)} weights are not what was saved, {changed[0]} first")
+    count = sum(parameter.numel() for parameter in bundle.model.parameters())
+    return f"{count:,} parameters"
+
+
+def mask(subject: Subject) -> str:
+    """Rows render, and exactly the answers with their end marks are trained."""
+    template = subject.bundle().template
+    assert template is not None
+    for row in subject.rows():
+        samples = template.encode(row)
+        if len(samples) != 1:
+            raise Failed(f"one row became {len(samples)} samples")
+        sample = samples[0]
+        answers = [str(m["content"]) + "<|im_end|>" for m in row["messages"] if m["role"] == "assistant"]
+        tokenizer = template.tokenizer  # type: ignore[attr-defined]
+        trained = [token for token, weight in zip(sample.input_ids, sample.weights, strict=True) if weight]
+        if tokenizer.decode(trained) != "".join(answers):
+            raise Failed(f"trained is {tokenizer.decode(trained)!r}, not {''.join(answers)!r}")
+        subject.samples.append(sample)
+    return ""
+
+
+def head(subject: Subject) -> str:
+    """Log-probabilities of the trained tokens are those of the model's own logits."""
+    bundle = subject.bundle()
+    tuned = FullTuned(bundle, FullConfig())
+    steps = subject.steps(tuned)
+    batch = subject.batch(bundle.template)
+    found = steps.forward("policy", batch).logprobs()
+    with torch.no_grad():
+        logits = bundle.model(**batch.inputs, use_cache=False).logits.float()
+    trained = batch.weights[:, 1:] != 0
+    logs = torch.log_softmax(logits[:, :-1][trained], -1).gather(1, batch.labels[:, 1:][trained][:, None])[:, 0]
+    gap = float((logs - found).abs().max())
+    if gap > 1e-4:
+        raise Failed(f"log-probabilities differ from the model's own by {gap:.2g}")
+    if float(logits.std()) < 1e-3:
+        raise Failed("all logits are alike: the tiny model tells nothing")
+    return "" if steps.passes["policy"].head is not None else "all logits: the output layer cannot be taken apart"
+
+
+def lora(subject: Subject) -> str:
+    """LoRA steps lower the loss on the same batch; the adapter saves and loads with the same logits."""
+    bundle = subject.bundle()
+    tuned = LoraTuned(bundle, LoraConfig(rank=4, alpha=8))
+    steps = subject.steps(tuned)
+    batch = subject.batch(bundle.template)
+    told = lower(steps, batch)
+    folder = subject.scratch / "adapter"
+    tuned.save(folder)
+    other = subject.bundle()
+    again = LoraTuned(other, LoraConfig(rank=4, alpha=8))
+    again.load(folder)
+    same(logits(tuned.model, batch), logits(again.model, batch), "the adapter that was saved and loaded")
+    return told
+
+
+def merge(subject: Subject) -> str:
+    """A merged adapter gives the log-probabilities of the adapter, and so does the folder it is saved as."""
+    bundle = subject.bundle()
+    tuned = LoraTuned(bundle, LoraConfig(rank=4, alpha=8))
+    steps = subject.steps(tuned)
+    batch = subject.batch(bundle.template)
+    for _ in range(2):
+        steps.forward_backward([batch], cross_entropy)
+        steps.optimizer_step(1e-2, 1.0)
+    before = logprobs(tuned.model, batch)
+    merged = tuned.merge()
+    gap = float((before - logprobs(merged.model, batch)).abs().max())
+    folder = subject.scratch / "merged"
+    merged.model.save_pretrained(folder)
+    merged.processor.save_pretrained(folder)
+    saved = float((before - logprobs(subject.bundle(folder).model, batch)).abs().max())
+    if max(gap, saved) > 1e-4:
+        raise Failed(f"log-probabilities of the merged model differ by {gap:.2g}, of its folder by {saved:.2g}")
+    return f"gap {max(gap, saved):.0e}"
+
+
+def full(subject: Subject) -> str:
+    """Steps on all weights lower the loss; the folder saves and loads with the same logits."""
+    bundle = subject.bundle()
+    tuned = FullTuned(bundle, FullConfig())
+    steps = subject.steps(tuned, 3e-3)
+    batch = subject.batch(bundle.template)
+    told = lower(steps, batch, 3e-3)
+    folder = subject.scratch / "full"
+    tuned.save(folder)
+    again = subject.bundle(folder)
+    same(logits(tuned.model, batch), logits(again.model, batch), "the folder that was saved and loaded")
+    return told
+
+
+def generate(subject: Subject) -> str:
+    """The engine, with its cache, makes the tokens that a plain loop without one makes."""
+    bundle = subject.bundle()
+    assert bundle.template is not None
+    prompt = prompt_of(bundle.template, subject.rows()[0])
+    engine = TransformersEngine(bundle, TransformersEngineConfig())
+    (made,) = engine.generate([Request(token_ids=prompt, max_tokens=NEW_TOKENS)])
+    ids, close = list(prompt), 0.0
+    with torch.no_grad():
+        for token in made.token_ids:
+            row = torch.tensor([ids])
+            scores = bundle.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1].float()
+            close = float(scores.max() - scores[token])
+            if close > 1e-3:
+                at = len(ids) - len(prompt)
+                raise Failed(f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)")
+            ids.append(token)
+    if not made.token_ids:
+        raise Failed("nothing was generated")
+    return f"{len(made.token_ids)} tokens"
+
+
+def packing(subject: Subject) -> str:
+    """Samples laid end to end give the log-probabilities that each gives alone, where the model isolates them; else those
+    padded into one batch do."""
+    bundle = subject.bundle()
+    template = bundle.template
+    assert template is not None
+    steps = subject.steps(FullTuned(bundle, FullConfig()))
+    alone = torch.cat([steps.forward("policy", template.collate([sample])).logprobs() for sample in subject.samples])
+    lack = isolates(steps, template, subject.samples)
+    together = subject.samples
+    if lack is None:
+        packed = template.pack(subject.samples)
+        assert packed is not None
+        together = Samples([packed])
+    gap = float((steps.forward("policy", template.collate(together)).logprobs() - alone).abs().max())
+    limit = 1e-5 * max(1.0, float(alone.abs().max()))
+    if gap > limit:
+        raise Failed(f"{'padded' if lack else 'packed'} samples differ from each alone by {gap:.2g}")
+    return f"padded: {lack}" if lack else ""
+
+
+def recompute(subject: Subject) -> str:
+    """Gradients with activations recomputed are those with activations kept."""
+    found: list[dict[str, torch.Tensor]] = []
+    for mode in ("never", "always"):
+        bundle = subject.bundle()
+        tuned = FullTuned(bundle, FullConfig())
+        steps = subject.steps(tuned, checkpointing=mode)
+        if not steps.checkpointing.able:
+            raise NotApplicable("the library has no gradient checkpointing for it")
+        torch.manual_seed(0)
+        steps.forward_backward([subject.batch(bundle.template)], cross_entropy)
+        if steps.checkpointing.on != (mode == "always"):
+            raise Failed("gradient checkpointing was asked for and is not on")
+        found.append({name: p.grad for name, p in tuned.trainable().items() if p.grad is not None})
+    kept, made = found
+    if kept.keys() != made.keys():
+        raise Failed(f"{len(kept.keys() ^ made.keys())} parameters have a gradient in one of the two only")
+    if not kept:
+        raise Failed("no parameter has a gradient")
+    scale = max(1.0, *(float(grad.abs().max()) for grad in kept.values()))
+    gaps = {name: float((kept[name] - made[name]).abs().max()) for name in kept}
+    worst = max(gaps, key=lambda name: gaps[name])
+    if gaps[worst] > 1e-5 * scale:
+        raise Failed(f"the gradient of {worst} differs by {gaps[worst]:.2g}")
+    return ""
+
+
+TEXT: dict[str, Callable[[Subject], str]] = {
+    "load": load, "mask": mask, "head": head, "lora": lora, "full": full, "merge": merge, "generate": generate,
+    "packing": packing, "recompute": recompute,
+}  # fmt: skip
+
+
+def run_checks(subject: Any, checks: dict[str, Callable[[Any], str]]) -> dict[str, Check]:
+    """Every check in turn. After a failed `load` or `mask` the others do not run."""
+    results: dict[str, Check] = {}
+    for name, check in checks.items():
+        broken = next((before for before in ("load", "mask") if before in results and results[before].state == "fail"), None)
+        if broken:
+            results[name] = Check("not run", f"{broken} failed")
+            continue
+        try:
+            results[name] = Check("pass", check(subject))
+        except NotApplicable as err:
+            results[name] = Check("n/a", str(err))
+        except Failed as err:
+            results[name] = Check("fail", str(err))
+        except Exception as err:
+            results[name] = Check("fail", one_line(err))
+    return results
+
+
+def lower(steps: Any, batch: Batch, rate: float = 1e-2) -> str:
+    """Train on one batch. Raises Failed unless the loss on it falls."""
+    before = steps.evaluate([batch], cross_entropy).loss
+    for _ in range(STEPS):
+        steps.forward_backward([batch], cross_entropy)
+        steps.optimizer_step(rate, 1.0)
+    after = steps.evaluate([batch], cross_entropy).loss
+    if not after < before - 1e-3:
+        raise Failed(f"the loss goes from {before:.4f} to {after:.4f}")
+    return f"{before:.2f} to {after:.2f}"
+
+
+def logits(model: Any, batch: Batch) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        found: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+    return found
+
+
+def logprobs(model: Any, batch: Batch) -> torch.Tensor:
+    return torch.log_softmax(logits(model, batch).float(), -1)
+
+
+def same(left: torch.Tensor, right: torch.Tensor, what: str) -> None:
+    if not torch.equal(left, right):
+        raise Failed(f"logits of {what} differ by {float((left - right).abs().max()):.2g}")
+
+
+def prompt_of(template: Any, row: dict[str, Any]) -> list[int]:
+    return list(template.prompt(row["messages"][:1]))

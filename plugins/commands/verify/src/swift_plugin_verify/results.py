@@ -1,0 +1,68 @@
+"""The results of a run, one JSON object a line, as they come: a second call goes on where the first one stopped.
+
+A row is known by its subject and by the versions of the transformers library and of swift-core that it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    return {"transformers": version("transformers"), "swift_core": version("swift-core")}
+
+
+class Results:
+    """`results.jsonl` in the output folder."""
+
+    def __init__(self, folder: Path, resume: bool = True) -> None:
+        self.file, self.versions = folder / "results.jsonl", versions()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, Row] = {}
+        if resume and self.file.is_file():
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            rows = [row for row in map(_parse, lines) if row]
+            self.rows = {key_of(row): row for row in rows if self.versions.items() <= row.items()}
+        self._rewrite()
+
+    def add(self, row: Row) -> Row:
+        """Write a row at once, so that a kill loses none."""
+        row = {**row, **self.versions}
+        self.rows[key_of(row)] = row
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return row
+
+    def _rewrite(self) -> None:
+        pending = self.file.with_suffix(".tmp")
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values())
+        pending.write_text(text, encoding="utf-8")
+        pending.replace(self.file)
+
+
+def key_of(row: Row) -> str:
+    return f"{row['kind']}/{row['model_type']}/{row['name']}"
+
+
+def passes(row: Row) -> bool:
+    """Whether every check passed or does not apply."""
+    return all(check["state"] in ("pass", "n/a") for check in row["checks"].values())
+
+
+def reasons(row: Row) -> list[str]:
+    """`check: reason` of each that failed."""
+    return [f"{name}: {check['note']}" for name, check in row["checks"].items() if check["state"] == "fail"]
+
+
+def _parse(line: str) -> Row | None:
+    """A line of the file; None of a last one that a kill cut short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "checks" in row else None

@@ -1,0 +1,1 @@
+"""The trainers classify, tag, embed, rerank and reward."""

@@ -1,0 +1,39 @@
+"""Options of the trainers `classify`, `tag`, `embed`, `rerank` and `reward`. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from swift_core.config import option
+from swift_plugin_supervised.config import SupervisedConfig
+
+
+@dataclass
+class HeadsConfig(SupervisedConfig):
+    """`trainer: {name: classify, epochs: 3}`. What a longer text loses is template.max_length's business."""
+
+    overflow: Literal["drop"] = option("drop", "what becomes of a sample above max_length: texts are cut by template.max_length")
+    packing: bool = option(False, "not to be had: a head's texts are padded")
+    padding: Literal["auto", "always"] = option("always", "texts are padded")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packing:
+            raise ValueError("packing is not to be had with a head: each text has a row of its own")
+
+
+@dataclass
+class EmbedConfig(HeadsConfig):
+    """`trainer: {name: embed, temperature: 0.05}`."""
+
+    loss: Literal["auto", "infonce", "cosent"] = option(
+        "auto", "infonce for rows with a positive, cosent for pairs with a label; auto is what the rows have"
+    )
+    temperature: float = option(0.05, "what cosines are divided by")
+    in_batch: bool = option(True, "the other rows' documents of a pass count as negatives")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
