@@ -1,12 +1,14 @@
 """Pictures of digit strings with questions about them, made of scikit-learn's 8 x 8 handwritten digits.
 
-A picture is 64 x 64 pixels with a strip of digits across it, each digit doubled to 16 x 16, moved and faded a little.
+A picture is 64 x 64 pixels with a strip of digits across it, each enlarged to 16 x 16; in training they are moved, turned,
+stretched and faded a little.
 The digits of the held-out strips are other handwriting than those of the training strips. Rows have LLaVA's form.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ class Strip:
     digits: tuple[int, ...]
     start: int  # the first digit's column, in digits
     question: str
-    seed: int | None  # of the shifts and fading; None for none
+    seed: int | None  # of the variation; None for none
 
     def answer(self, labels: Sequence[int]) -> str:
         said = [int(labels[number]) for number in self.digits]
@@ -37,21 +39,36 @@ def draw(strip: Strip, images: Any) -> Any:
     import numpy as np
 
     rng = random.Random(strip.seed)
-    page = np.zeros((SIDE, SIDE))
+    page = np.zeros((SIDE, SIDE), np.uint8)
     for place, number in enumerate(strip.digits, strip.start):
-        digit = np.kron(images[number] / 16, np.ones((CELL // 8, CELL // 8)))
-        if strip.seed is not None:
-            digit = np.roll(digit, (rng.randint(-1, 1), rng.randint(-1, 1)), (0, 1)) * rng.uniform(0.8, 1)
+        digit = enlarged(images[number] * (255 / 16), rng if strip.seed is not None else None)
         page[TOP : TOP + CELL, place * CELL : (place + 1) * CELL] = digit
-    return (page * 255).astype(np.uint8)
+    return page
 
 
-def strips(pool: Sequence[int], count: int, shortest: int, seed: int, varied: bool) -> list[Strip]:
-    """Random strips of `shortest` to 4 digits of the pool, each with one of the two questions."""
+def enlarged(digit: Any, rng: random.Random | None) -> Any:
+    """A digit of 8 x 8 levels of grey, 0 to 255, as 16 x 16; with a generator, varied."""
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.fromarray(np.uint8(digit)).resize((CELL, CELL), Image.Resampling.BICUBIC)
+    if rng is None:
+        return np.asarray(picture)
+    angle, stretch = math.radians(rng.uniform(-5, 5)), rng.uniform(0.95, 1.05)
+    across, down, middle = rng.uniform(-1, 1), rng.uniform(-1, 1), (CELL - 1) / 2
+    a, b = math.cos(angle) / stretch, math.sin(angle)
+    c, d = -math.sin(angle) / stretch, math.cos(angle)
+    shift = (middle - a * (middle + across) - b * (middle + down), middle - c * (middle + across) - d * (middle + down))
+    moved = picture.transform((CELL, CELL), Image.Transform.AFFINE, (a, b, shift[0], c, d, shift[1]), Image.Resampling.BICUBIC)
+    return np.uint8(np.asarray(moved) * rng.uniform(0.8, 1))
+
+
+def strips(pool: Sequence[int], count: int, lengths: Sequence[int], seed: int, varied: bool) -> list[Strip]:
+    """Random strips of digits of the pool, each of one of the lengths and with one of the two questions."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
-        digits = tuple(rng.choices(pool, k=rng.randint(shortest, 4)))
+        digits = tuple(rng.choices(pool, k=rng.choice(lengths)))
         start = rng.randint(0, 4 - len(digits))
         made.append(Strip(digits, start, rng.choice((READ, LARGEST)), rng.randrange(2**32) if varied else None))
     return made
@@ -75,8 +92,8 @@ def write(folder: Path, training: int, held_out: int) -> None:
     numbers = list(range(len(data.images)))
     random.Random(0).shuffle(numbers)
     parts = {
-        "train": strips(numbers[HELD_OUT:], training, 1, 1, varied=True),
-        "heldout": strips(numbers[:HELD_OUT], held_out, 2, 2, varied=False),
+        "train": strips(numbers[HELD_OUT:], training, (1, 1, 2, 3, 4), 1, varied=True),
+        "heldout": strips(numbers[:HELD_OUT], held_out, (2, 3, 4), 2, varied=False),
     }
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {}

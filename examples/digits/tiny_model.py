@@ -28,7 +28,7 @@ def make_tokenizer() -> Any:
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
-    words.train_from_iterator([f"user\n\n{question} assistant\n" for question in (READ, LARGEST)] * 10, trainer)
+    words.train_from_iterator([f"user\n{question}\nassistant\n" for question in (READ, LARGEST)] * 10, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<|pad|>", eos_token="<|im_end|>", extra_special_tokens={"image_token": "<image>"}
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from swift_core import __version__
 from swift_core.api import API, OLDEST, describe_mismatch, parse_api
-from swift_core.index import build_index, normalise, plugin_name
+from swift_core.index import BROKEN, READY, build_index, normalise, plugin_name
 
 LORA = '[[tuners]]\nid = "lora"\n'
 NEVER = 'raise AssertionError("must not be imported")\n'
@@ -146,3 +146,22 @@ def test_an_api_outside_names_what_to_upgrade(api: tuple[int, int], upgrade: str
         f"p 1.0 was made for plugin API {api[0]}.{api[1]}; swift-core 0.1.0 speaks {API[0]}.{API[1]}. "
         f"Upgrade: pip install -U {upgrade}"
     )
+
+
+def test_a_package_shadowed_by_a_module_is_found_as_import_finds_it(make_plugin: Callable[..., str], tmp_path: Path) -> None:
+    folder = make_plugin("lora", '[[tuners]]\nid = "lora"')
+    assert build_index([folder]).plugins["swift-plugin-lora"].status == READY
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "swift_plugin_lora.py").write_text("")
+    plugin = build_index([str(first), folder]).plugins["swift-plugin-lora"]
+    assert (plugin.status, plugin.reason) == (BROKEN, "its package 'swift_plugin_lora' cannot be found")
+
+
+def test_a_folder_without_init_leaves_the_package_to_a_later_one(make_plugin: Callable[..., str], tmp_path: Path) -> None:
+    folder = make_plugin("lora", '[[tuners]]\nid = "lora"')
+    (tmp_path / "first" / "swift_plugin_lora").mkdir(parents=True)
+    plugin = build_index([str(tmp_path / "first"), folder]).plugins["swift-plugin-lora"]
+    assert plugin.status == READY
+    assert plugin.manifest is not None
+    assert plugin.manifest.path.parent.parent == Path(folder)

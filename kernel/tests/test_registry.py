@@ -125,6 +125,49 @@ def test_checkpoints_are_read_from_the_file_beside_the_manifest(make_plugin: Cal
     assert registry.checkpoint("org/three") is None
 
 
+def test_a_table_may_be_json_lines_and_is_asked_by_either_name(make_plugin: Callable[..., str]) -> None:
+    folder = make_plugin("own", '[[models]]\nid = "own"\nmodel_types = ["a"]\ncheckpoints = "checkpoints.jsonl"\n')
+    rows = '{"id":"org/one","modelscope":"other/one"}\n{"id":"org/two","architecture":"B"}\n'
+    (Path(folder) / "swift_plugin_own" / "checkpoints.jsonl").write_text(rows)
+    registry = Registry(build_index([folder]))
+    assert [row["id"] for row in registry.checkpoints(registry.all("models")[0])] == ["org/one", "org/two"]
+    for name, row in (("other/one", "org/one"), ("org/two", "org/two")):
+        found = registry.checkpoint(name)
+        assert found is not None
+        assert found[1]["id"] == row
+    assert registry.checkpoint("org/t") is None
+    (Path(folder) / "swift_plugin_own" / "checkpoints.jsonl").unlink()
+    with pytest.raises(RequestError, match=r"the table checkpoints\.jsonl of swift-plugin-own cannot be read"):
+        registry.checkpoint("org/one")
+
+
+def test_an_architecture_goes_before_a_model_type(make_plugin: Callable[..., str]) -> None:
+    make_plugin("one", '[[models]]\nid = "one"\narchitectures = ["A"]\nmodel_types = ["a"]\n')
+    registry = Registry(
+        build_index([make_plugin("two", '[[models]]\nid = "two"\narchitectures = ["B"]\nmodel_types = ["b"]\n')])
+    )
+    for architecture, model_type, expected in (("A", "b", "one"), ("X", "b", "two"), (None, "a", "one"), ("X", "x", None)):
+        family = registry.family(architecture, model_type)
+        assert (family.id if family else None) == expected
+
+
+def test_families_that_differ_must_be_chosen_between(make_plugin: Callable[..., str]) -> None:
+    make_plugin("one", '[[models]]\nid = "one"\narchitectures = ["A", "B"]\n')
+    two = '[[models]]\nid = "two"\narchitectures = ["A"]\n[[models]]\nid = "three"\narchitectures = ["B"]\ntemplate = "t"\n'
+    registry = Registry(build_index([make_plugin("two", two)]))
+    alike = registry.family("A")
+    assert alike is not None
+    assert alike.id == "one"
+    with pytest.raises(
+        RequestError, match=r"by swift-plugin-one .* and by swift-plugin-two .*; choose with model\.provider=NAME"
+    ):
+        registry.family("B")
+    for provider, expected in (("two", "three"), ("swift-plugin-one", "one"), ("another", "one")):
+        family = registry.family("B", provider=provider)
+        assert family is not None
+        assert family.id == expected
+
+
 @pytest.mark.parametrize(
     ("requires", "reason"),
     [
@@ -151,7 +194,7 @@ def test_a_version_that_is_too_old_is_named(make_plugin: Callable[..., str]) -> 
 
 
 def test_suggestions_name_each_distribution_once() -> None:
-    assert Registry(PluginIndex()).suggestions("trainers") == ["swift-plugin-supervised"]
+    assert Registry(PluginIndex()).suggestions("trainers") == ["swift-plugin-supervised", "swift-plugin-heads"]
     assert Registry(PluginIndex()).suggestions("callbacks") == []
 
 

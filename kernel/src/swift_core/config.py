@@ -84,7 +84,7 @@ class RunConfig:
     window: int = option(4096, "rows of a window of a stream")
     data_workers: int | None = option(None, "processes that prepare rows; default: up to four for much data")
     warm_start: str | None = option(None, "a checkpoint or run whose weights to begin with (written `from` in YAML)")
-    freeze: list[str] = option([], "what stays as it is: parts (vision, projector, language, ...), beginnings of names, or re:PATTERN")
+    freeze: list[str] = option([], "what stays as it is: vision, projector, language, ..., beginnings of names, or re:PATTERN")
     strict: bool = option(False, "a failing callback ends the run")
     trust_remote_code: bool = option(False, "let a checkpoint's own Python code run")
     allow_pickle: bool = option(False, "allow .bin weights, read with weights_only=True")

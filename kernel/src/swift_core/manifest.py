@@ -21,7 +21,7 @@ _COMMON: dict[str, type[Any]] = {"id": str, "summary": str, "requires": list, "c
 _EXTRA: dict[str, dict[str, type[Any]]] = {
     "models": {
         "architectures": list, "model_types": list, "checkpoints": str, "template": str, "loads": bool, "generic": bool,
-        "source": str, "parts": dict, "thinking": dict, "traps": list,
+        "source": str, "parts": dict, "thinking": dict, "traps": list, "grounding": dict,
     },
     "templates": {"from_model": list},
     "trainers": {"template": str, "task": str},
@@ -29,7 +29,7 @@ _EXTRA: dict[str, dict[str, type[Any]]] = {
     "datasets": {"generic": bool},
     "parts": {"kind": str},
 }  # fmt: skip
-_FAMILY = {"architectures", "model_types", "checkpoints", "source"}  # a model entry with one of these is data, and needs no hook
+_FAMILY = {"architectures", "model_types", "checkpoints", "source"}  # of models: with one of these it is data, without hooks
 _GROUPS = (*(kind for kind in KINDS if kind != "commands"), "plugins", "plugin", "config")  # of commands, in swift_core.cli
 _COMMAND: dict[str, type[Any]] = {"name": str, "help": str, "target": str}
 _TOP: dict[str, type[Any]] = {"name": str, "api": str, "summary": str, "hooks": str, "requires": list}

@@ -18,7 +18,6 @@ from swift_core.plan import Plan
 from swift_core.registry import Contribution, Registry, check_requires, read_model_config
 from swift_core.rundir import Checkpoints
 
-
 TOLD = ("parameters", "active", "context", "chat", "licence", "modelscope", "requires", "note")  # of a checkpoint's row
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 

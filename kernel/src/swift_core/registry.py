@@ -133,7 +133,7 @@ class Registry:
         if not file or manifest is None:
             return ""
         try:
-            return (manifest.path.parent / file).read_text(encoding="utf-8")
+            return (manifest.path.parent / str(file)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise RequestError(f"the table {file} of {contribution.plugin.name} cannot be read: {err}") from None
 

@@ -266,7 +266,8 @@ class Session:
         if ref.plan and not named and not ref.plan.components["template"]["of_trainer"]:
             component = ref.plan.component("template")
         chosen = self.registry.find("templates", component.name or default or ref.template_id, component.provider)
-        given = {name: ref.options[name] for name in chosen.entry.options.get("from_model", ()) if name in ref.options}
+        known = (ref.family.entry.options if ref.family else {}) | ref.options
+        given = {name: known[name] for name in chosen.entry.options.get("from_model", ()) if name in known}
         return self._chosen(chosen, given | component.options)
 
     def template(self, ref: ModelRef, processor: types.Processor, default: str | None = None) -> types.Template:

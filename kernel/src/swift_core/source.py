@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, islice
 from typing import Any
 
@@ -60,6 +60,17 @@ class Source:
             record = self.record(raw)
             record.weight = self.weight
             yield record
+
+
+def grounded(record: Record, template: Template) -> Record:
+    """The record with the boxes in its texts written as the model writes them, or refused where that cannot be."""
+    ground = getattr(template, "grounded", None)
+    if record.refused or ground is None or not record.row.get("objects"):
+        return record
+    try:
+        return replace(record, row=ground(record.row))
+    except ValueError as err:
+        return replace(record, refused=str(err))
 
 
 def asked_media(row: dict[str, Any], count: int) -> dict[str, list[Any]]:

@@ -82,7 +82,9 @@ def models_list(family: str | None, checkpoints: bool, as_json: bool) -> None:
         _none(registry, "models")
     else:
         counts = Counter(row["family"] for row in rows)
-        shown = [(r["id"], str(counts[r["family"]] if r["checkpoints"] else ""), r["plugin"], r["summary"]) for r in entries]
+        shown: list[tuple[str, ...]] = [
+            (r["id"], str(counts[r["family"]] if r["checkpoints"] else ""), r["plugin"], r["summary"]) for r in entries
+        ]
         print_table(shown, ("id", "checkpoints", "plugin", "summary"))
         click.echo(f"{len(rows):,} checkpoints of {len(counts)} families: list them with --checkpoints or --family F")
 

@@ -21,7 +21,7 @@ from swift_core.config import RunConfig, describe_options
     click.option("--output", metavar="DIR", help="The run's folder [runs/TRAINER-TIME]."),
     click.option("--nproc", type=int, metavar="N", help="Processes on this machine [1]."),
     click.option("--from", "warm_start", metavar="RUN", help="A run or checkpoint whose weights to begin with."),
-    click.option("--freeze", multiple=True, metavar="PART", help="Leave alone: vision, projector, language, a name's beginning, re:PATTERN."),
+    click.option("--freeze", multiple=True, metavar="PART", help="Leave alone: vision, projector, a name or re:PATTERN."),
     click.option("--strict", is_flag=True, default=None, help="A failing callback ends the run."),
     TRUST, OVERWRITE,
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights, with weights_only=True."),

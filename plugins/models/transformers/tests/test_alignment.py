@@ -7,7 +7,7 @@ import random
 import pytest
 from swift_plugin_transformers.alignment import Unaligned, mapped_back, matched
 
-I, P = 90, 91  # the token of an image, and what is written about it
+IMG, P = 90, 91  # the token of an image, and what is written about it
 
 
 def test_offsets_go_back_by_what_each_expansion_gained() -> None:
@@ -41,8 +41,8 @@ def test_matching_finds_what_was_expanded(seed: int) -> None:
     for _ in range(chance.randint(1, 4)):
         question = [chance.randint(0, 3) for _ in range(chance.randint(1, 4))]
         answer = [chance.randint(4, 30) for _ in range(chance.randint(1, 5))] + [40]
-        own = [P, *[I] * chance.randint(1, 6), P]
-        ids += [50, I, *question, 51, *answer]
+        own = [P, *[IMG] * chance.randint(1, 6), P]
+        ids += [50, IMG, *question, 51, *answer]
         weights += [0.0] * (3 + len(question)) + [1.0] * len(answer)
         media += [False, True] + [False] * (len(question) + 1 + len(answer))
         expanded += [50, *own, *question, 51, *answer]
@@ -54,24 +54,32 @@ def test_matching_finds_what_was_expanded(seed: int) -> None:
 
 def test_tokens_that_merged_with_an_expansion_are_not_trained() -> None:
     """The line end before and after the picture became one token with those of the expansion."""
-    found = matched([1, 10, I, 10, 2, 3], [0, 0, 0, 0, 0, 1.0], [False, False, True, False, False, False], [1, 99, I, I, 98, 2, 3])
+    found = matched(
+        [1, 10, IMG, 10, 2, 3], [0, 0, 0, 0, 0, 1.0], [False, False, True, False, False, False], [1, 99, IMG, IMG, 98, 2, 3]
+    )
     assert found.weights == [0, 0, 0, 0, 0, 0, 1.0]
     assert found.counts == [4]
 
 
+def test_tokens_that_the_processor_adds_around_the_text_are_not_trained() -> None:
+    """As PaliGemma's does: the first token moves behind the picture, and a line end follows the answer."""
+    found = matched([1, IMG, 5, 2, 3], [0, 0, 0, 1.0, 1.0], [False, True, False, False, False], [IMG, IMG, 1, 5, 2, 3, 10])
+    assert found.weights == [0, 0, 0, 0, 1.0, 1.0, 0]
+
+
 def test_a_trained_token_is_never_taken_for_one_that_merged() -> None:
     with pytest.raises(Unaligned, match="changes the text around its media"):
-        matched([1, I, 10, 2], [0, 0, 1.0, 1.0], [False, True, False, False], [1, I, I, 98, 2])
+        matched([1, IMG, 10, 2], [0, 0, 1.0, 1.0], [False, True, False, False], [1, IMG, IMG, 98, 2])
 
 
 def test_two_readings_with_other_weights_are_refused() -> None:
     """The answer `7 8` between two pictures stands twice in what they became."""
-    ids, weights, media = [1, I, 7, 8, I, 2], [0, 0, 1.0, 1.0, 0, 0], [False, True, False, False, True, False]
+    ids, weights, media = [1, IMG, 7, 8, IMG, 2], [0, 0, 1.0, 1.0, 0, 0], [False, True, False, False, True, False]
     with pytest.raises(Unaligned, match="cannot be told which"):
-        matched(ids, weights, media, [1, I, 7, 8, I, 7, 8, I, 2])
-    assert matched(ids, weights, media, [1, I, 7, 8, I, I, 2]).weights == [0, 0, 1.0, 1.0, 0, 0, 0]
+        matched(ids, weights, media, [1, IMG, 7, 8, IMG, 7, 8, IMG, 2])
+    assert matched(ids, weights, media, [1, IMG, 7, 8, IMG, IMG, 2]).weights == [0, 0, 1.0, 1.0, 0, 0, 0]
 
 
 def test_a_text_that_the_processor_changed_is_refused() -> None:
     with pytest.raises(Unaligned, match="changes the text"):
-        matched([1, 2, 3, 4, 5, I, 6], [0, 0, 0, 0, 0, 0, 1.0], [False] * 5 + [True, False], [1, 9, 3, 4, 5, I, I, 6])
+        matched([1, 2, 3, 4, 5, IMG, 6], [0, 0, 0, 0, 0, 0, 1.0], [False] * 5 + [True, False], [1, 9, 3, 4, 5, IMG, IMG, 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from swift_core.errors import RequestError
 from swift_plugin_transformers.grounding import Convention, ground, resized
 
 QWEN2 = Convention(
@@ -137,3 +138,28 @@ def test_sizes_out_of_a_real_processor() -> None:
     width, height = resized(Qwen2VLImageProcessorPil(min_pixels=784, max_pixels=10**6), image)
     assert (width, height) == (112, 56)  # multiples of 28, the nearest to 100 x 60
     assert resized(CLIPImageProcessorPil(size={"height": 64, "width": 32}, do_center_crop=False), image) == (32, 64)
+
+
+def test_rows_of_a_template_with_pictures() -> None:
+    """Through the whole template: sizes come from the row's own picture, and the option of the template decides the form."""
+    from media_models import llava, picture
+    from swift_plugin_transformers.chat import ChatTemplate
+    from swift_plugin_transformers.config import ChatTemplateConfig
+
+    processor = llava().processor
+    talk = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the <ref-object>?"}]},
+        {"role": "assistant", "content": "Here: <bbox>"},
+    ]
+    row = {"messages": talk, "images": [picture(1, (40, 24))], "objects": {"ref": ["cat"], "bbox": [[10, 6, 40, 24]]}}
+    (sample,) = ChatTemplate(processor, ChatTemplateConfig()).encode(row)
+    assert "Where is the cat?" in sample.text
+    ((start, end),) = sample.spans
+    assert sample.text[start:end].lstrip().startswith("Here: [250, 250, 1000, 1000]")
+    options = {"box": "<{x1},{y1},{x2},{y2}>", "scale": "resized"}
+    (sample,) = ChatTemplate(processor, ChatTemplateConfig(grounding=options)).encode(row)
+    assert "Here: <4,4,16,16>" in sample.text  # the processor makes 16 x 16 pixels of it
+    with pytest.raises(ValueError, match=r"objects\.image_id names picture 2, and the row shows 1"):
+        ChatTemplate(processor, ChatTemplateConfig()).encode({**row, "objects": {**row["objects"], "image_id": [2]}})
+    with pytest.raises(RequestError, match=r"template\.grounding: unknown option 'boxes'"):
+        ChatTemplate(processor, ChatTemplateConfig(grounding={"boxes": "x"}))

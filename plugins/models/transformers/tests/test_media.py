@@ -97,7 +97,10 @@ def test_media_for_a_model_of_text_are_refused(square: Path) -> None:
 
 
 def test_a_kind_that_the_processor_does_not_take_is_refused() -> None:
-    row = {"messages": [{"role": "user", "content": [{"type": "video"}]}, {"role": "assistant", "content": "a"}], "videos": ["a"]}
+    row = {
+        "messages": [{"role": "user", "content": [{"type": "video"}]}, {"role": "assistant", "content": "a"}],
+        "videos": ["a"],
+    }
     with pytest.raises(ValueError, match=r"videos, which this checkpoint's processor does not take; .*video_as_images"):
         template().encode(row)
 
@@ -146,7 +149,9 @@ def test_a_picture_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
     assert picture(str(tmp_path / "turned.jpg"), PLAIN).size == (4, 8)
 
 
-@pytest.mark.parametrize(("limits", "size"), [({"max_pixels": 200}, (20, 10)), ({"min_pixels": 3200}, (80, 40)), ({}, (40, 20))])
+@pytest.mark.parametrize(
+    ("limits", "size"), [({"max_pixels": 200}, (20, 10)), ({"min_pixels": 3200}, (80, 40)), ({}, (40, 20))]
+)
 def test_the_area_of_a_picture_is_kept_within_limits(limits: dict[str, int], size: tuple[int, int]) -> None:
     reference = frozen(Image.new("RGB", (40, 20)), "image")
     assert decode([("image", reference)], 16000, MediaOptions(**limits)).images[0].size == size
@@ -242,7 +247,9 @@ def test_a_file_that_vanished_or_changed_is_told_when_the_batch_is_made(tmp_path
     (sample,) = made.encode(asking(str(path)))
     sample.where = "rows.jsonl:7"
     media_models.picture(1, (64, 32)).save(path)
-    with pytest.raises(RunError, match=rf"rows.jsonl:7: its media make \d+ tokens, and made \d+ .*has a file changed\? \({path}\)"):
+    with pytest.raises(
+        RunError, match=rf"rows.jsonl:7: its media make \d+ tokens, and made \d+ .*has a file changed\? \({path}\)"
+    ):
         made.collate([sample])
     path.unlink()
     with pytest.raises(RunError, match=rf"rows.jsonl:7: image {path} cannot be read: no such file"):

@@ -188,3 +188,56 @@ def test_packing_is_refused() -> None:
 
     with pytest.raises(RequestError, match=r"trainer.classify: packing is not to be had with a head"):
         build_options(HeadsConfig, {"packing": True}, "trainer.classify")
+
+
+class HeadContract(TrainerContract):
+    """The trainer contract, on the tiny model loaded for the trainer's task, with rows of its form."""
+
+    task: Any = ""
+
+    @pytest.fixture
+    def run(self, config: Any, tiny_folder: Path, tmp_path: Path) -> Any:
+        from swift_core import types
+        from swift_core.config import parse_config
+        from swift_core.plan import Plan
+        from swift_core.session import Session
+        from swift_core.source import SampleList
+
+        model = {"name": str(tiny_folder), "task": self.task, "num_labels": 2}
+        with Session(parse_config({"model": model, "template": self.id, **self.settings})) as session:
+            template = session.template(session.model_ref, session.processor(session.model_ref))
+            samples = SampleList([sample for row in self.rows for sample in template.encode(row)])
+            data = types.Data(samples, SampleList(), {})
+            given = (session.config, config, Plan(), session.processor(session.model_ref), template, data)
+            yield types.Run(
+                *given, session.backend, session.events, session, tmp_path, resume_from=None, warm_start=None, part=session.part
+            )
+
+
+def said(text: str, **columns: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **columns}
+
+
+class TestClassify(HeadContract):
+    distribution, id, task = "swift-plugin-heads", "classify", "sequence_classification"
+    rows = [said("one", label=0), said("another", label=1)]  # noqa: RUF012
+
+
+class TestTag(HeadContract):
+    distribution, id, task = "swift-plugin-heads", "tag", "token_classification"
+    rows = [said("one two", label=[0, 1]), said("three", label=[1])]  # noqa: RUF012
+
+
+class TestEmbed(HeadContract):
+    distribution, id, task = "swift-plugin-heads", "embed", "embedding"
+    rows = [said("one", positive="1"), said("two", positive="2", negatives=["3"])]  # noqa: RUF012
+
+
+class TestRerank(HeadContract):
+    distribution, id, task = "swift-plugin-heads", "rerank", "reranker"
+    rows = [said("one", positive="1", negatives=["2"]), said("two", document="2", label=1.0)]  # noqa: RUF012
+
+
+class TestReward(HeadContract):
+    distribution, id, task = "swift-plugin-heads", "reward", "reward"
+    rows = [said("one", rejected=[{"role": "user", "content": "two"}])]  # noqa: RUF012

@@ -29,7 +29,7 @@ def run(model: Path, rows: str, output: Path, trainer: str, tuner: Any = "full",
     model_options = more.pop("model_options", {})
     return train(parse_config({
         "model": {"name": str(model), **model_options}, "dataset": rows, "eval_dataset": rows, "output": str(output),
-        "tuner": tuner, "trainer": settings, "backend": {"name": "torch", "device": "cpu"}, **more,
+        "tuner": tuner, "trainer": settings, **{"backend": {"name": "torch", "device": "cpu"}, **more},
     }))  # fmt: skip
 
 
@@ -74,7 +74,9 @@ def outputs_of(model: Any, tokenizer: Any, text: str) -> torch.Tensor:
 def test_classes_are_learnt_and_the_folder_is_one_of_the_library(family: str, request: Any, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"text": text, "label": name} for text, name in TEXTS])
     with pytest.warns(UserWarning, match="its head for sequence_classification is new, drawn from the seed"):
-        summary = run(request.getfixturevalue(family), rows, tmp_path / "run", "classify", model_options={"labels": ["good", "bad"]})
+        summary = run(
+            request.getfixturevalue(family), rows, tmp_path / "run", "classify", model_options={"labels": ["good", "bad"]}
+        )
     assert summary["eval_metrics"]["accuracy"] == 1.0
     assert summary["eval_metrics"]["macro_f1"] == 1.0
     folder = Path(summary["last"])
@@ -148,7 +150,9 @@ def test_vectors_of_what_belongs_together_are_near(family: str, tuner: str, requ
     rows = [{"query": f"where is {n}", "positive": f"{n} {n}", "negatives": [f"no {n}"]} for n in names]
     file = write(tmp_path / "rows.jsonl", rows)
     rate = 1e-2 if tuner == "lora" else 3e-3
-    summary = run(request.getfixturevalue(family), file, tmp_path / "run", "embed", tuner, options={"epochs": 60, "learning_rate": rate})
+    summary = run(
+        request.getfixturevalue(family), file, tmp_path / "run", "embed", tuner, options={"epochs": 60, "learning_rate": rate}
+    )
     assert summary["eval_metrics"]["accuracy"] >= 0.8
     assert summary["eval_metrics"]["mrr"] >= 0.9
     found = infer(tmp_path / "run", file, tmp_path / "vectors.jsonl")
@@ -224,3 +228,36 @@ def test_sft_refuses_a_model_without_a_next_token(bert: Path, tmp_path: Path) ->
     file = write(tmp_path / "rows.jsonl", [{"text": "a b c"}])
     with pytest.raises(RequestError, match="is a masked language model: give it a head"):
         run(bert, file, tmp_path / "run", "pt")
+
+
+def test_an_adapter_with_a_head_is_merged(llama: Path, tmp_path: Path) -> None:
+    from swift_plugin_use.convert import export
+    from swift_plugin_use.infer import infer as infer_command
+
+    rows = write(tmp_path / "rows.jsonl", [{"text": text, "label": name} for text, name in TEXTS])
+    run(llama, rows, tmp_path / "run", "classify", {"name": "lora", "rank": 8}, model_options={"labels": ["good", "bad"]})
+    out = CliRunner().invoke(export, ["--model", str(tmp_path / "run"), "--output", str(tmp_path / "merged"), "--json"])
+    assert out.exit_code == 0, (out.output, out.exception)
+    assert json.loads(out.stdout[out.stdout.index("{") :])["gap"] < 1e-4
+    before = infer(tmp_path / "run", rows, tmp_path / "a.jsonl")
+    after = infer(tmp_path / "merged", rows, tmp_path / "b.jsonl", "template=classify")
+    assert [row["label"] for row in before] == [row["label"] for row in after]
+    failed = CliRunner().invoke(
+        infer_command,
+        ["--model", str(tmp_path / "merged"), "--dataset", rows, "--output", str(tmp_path / "c.jsonl")],
+    )
+    assert "name the template that its rows need, such as template=classify" in str(failed.exception)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_head_and_count_together(llama: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"text": text, "label": name} for text, name in TEXTS])
+    found = []
+    for processes, size in ((1, 8), (2, 4)):
+        summary = run(
+            llama, rows, tmp_path / f"run{processes}", "classify", model_options={"labels": ["good", "bad"]},
+            options={"batch_size": size, "epochs": 2}, backend={"name": "torch", "device": "cpu", "processes": processes},
+        )  # fmt: skip
+        found.append(summary)
+    assert found[0]["eval_loss"] == pytest.approx(found[1]["eval_loss"], abs=1e-4)
+    assert found[0]["eval_metrics"] == pytest.approx(found[1]["eval_metrics"], abs=1e-6)

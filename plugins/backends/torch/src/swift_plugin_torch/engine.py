@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from swift_core.errors import RequestError
+from swift_core.errors import CapabilityError, RequestError
 from swift_core.types import Completion, ModelBundle, Request, Sample
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from swift_plugin_torch import heads
 from swift_plugin_torch.config import TransformersEngineConfig
+from swift_plugin_torch.positions import own_positions
 from swift_plugin_torch.prompts import make_inputs, placed, settings, text_ids
 
 
@@ -64,7 +65,7 @@ class TransformersEngine:
         inputs = self._inputs(requests, prompts)
         width, counts = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
         with self._prepared(request):
-            made = self.model.generate(**inputs, generation_config=self._generation(request), tokenizer=self.tokenizer)
+            made = self.model.generate(**inputs, generation_config=self._generation(request), **self._for_stops(request))
         logits = torch.stack(made.logits, dim=1).float()  # [B, new, vocabulary]
         new = made.sequences[:, width:]
         logprobs = torch.log_softmax(logits, dim=-1).gather(-1, new[..., None])[..., 0]
@@ -72,7 +73,8 @@ class TransformersEngine:
             yield self._finish(index, request, count, row, scores)
 
     def _inputs(self, requests: list[Request], prompts: list[list[int]]) -> dict[str, torch.Tensor]:
-        return placed(make_inputs(self.template, requests, prompts, self._pad()), self.device, self.model.dtype)
+        inputs = placed(make_inputs(self.template, requests, prompts, self._pad()), self.device, self.model.dtype)
+        return inputs | own_positions(self.model, inputs)
 
     def _finish(self, index: int, request: Request, prompted: int, ids: list[int], scores: list[float]) -> Completion:
         """The completion of new `ids` after `prompted` tokens."""
@@ -111,7 +113,7 @@ class TransformersEngine:
             try:
                 with self._prepared(request):
                     self.model.generate(
-                        **inputs, generation_config=self._generation(request), tokenizer=self.tokenizer, streamer=Streamer()
+                        **inputs, generation_config=self._generation(request), streamer=Streamer(), **self._for_stops(request)
                     )
             except BaseException as err:  # handed to the reader
                 tokens.put(err)
@@ -139,6 +141,8 @@ class TransformersEngine:
     def logprobs(
         self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
     ) -> list[list[float]]:
+        if "predict" in self.capabilities:
+            raise CapabilityError(f"engine transformers gives no log-probabilities: the model's task is {self.bundle.task}")
         results: list[list[float]] = [[] for _ in sequences]
         whole = samples or [Sample(list(ids), [1.0] * len(ids)) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
@@ -163,6 +167,10 @@ class TransformersEngine:
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """What a model with a head says of samples: see `heads.predict`."""
         return heads.predict(self, samples)
+
+    def outputs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """All numbers that a model with a head gives for each sequence."""
+        return heads.outputs(self, sequences)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a peft adapter's folder. Raises RequestError when it does not fit."""
@@ -217,6 +225,10 @@ class TransformersEngine:
             eos_token_id=self.template.stop_ids(), stop_strings=request.stop or None, return_dict_in_generate=True,
             output_logits=True, **options,
         )  # fmt: skip
+
+    def _for_stops(self, request: Request) -> dict[str, Any]:
+        """What finding stop strings needs; a few models take no such argument."""
+        return {"tokenizer": self.tokenizer} if request.stop else {}
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id

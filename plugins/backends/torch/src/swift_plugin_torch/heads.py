@@ -59,6 +59,16 @@ def score(engine: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
     return results
 
 
+def outputs(engine: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """All numbers that the model gives for each sequence alone: what two copies of a model are compared by."""
+    results: list[list[float]] = [[] for _ in sequences]
+    for indexes, found, batch in _passes(engine, [_alone(ids) for ids in sequences]):
+        for row, index in enumerate(indexes):
+            whole = found[row] if found.ndim < 3 else found[row, : int(batch.inputs["attention_mask"][row].sum())]
+            results[index] = whole.flatten().tolist()
+    return results
+
+
 def _alone(ids: Sequence[int]) -> Sample:
     return Sample(list(ids), [1.0] * len(ids), label={"value": None, "lengths": [len(ids)]})
 

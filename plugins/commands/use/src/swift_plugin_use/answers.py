@@ -60,7 +60,7 @@ def answer_file(
     else:
         events.note(f"{output}: {done} rows are answered already, going on with row {done}")
     with output.open("a", encoding="utf-8") as file:
-        heads = "predict" in engine.capabilities  # a model that labels, embeds or scores
+        heads = "predict" in getattr(engine, "capabilities", ())  # a model that labels, embeds or scores
         rows = predictions(engine, records, done) if heads else _answers(engine, records, template, done)
         for row in events.track(rows, "answering", len(records) - done):
             counts["failed" if "error" in row else "answered"] += 1

@@ -38,7 +38,7 @@ def export(config: RunConfig, output: Path, overwrite: bool, events: EventSink) 
         assert bundle.template is not None
         sequences = probe_sequences(bundle.template)
         engine = session.open_engine(session.choose("engines", config.engine), bundle)
-        before = engine.logprobs(sequences)
+        before = said(engine, sequences)
         merged = tuned.merge()
         written = write_folder(output, overwrite, lambda folder: _save_plain(merged, folder))
         gap = _gap_to(written, config, session, sequences, before)
@@ -59,7 +59,7 @@ def quantize(config: RunConfig, output: Path, overwrite: bool, events: EventSink
             raise RequestError(f"model {ref.name} is quantized by {ref.quantization} already")
         sequences = probe_sequences(session.template(ref, session.processor(ref)))
         engine = session.engine(ref)
-        before = engine.logprobs(sequences)
+        before = said(engine, sequences)
         engine.close()  # three copies of a model at once would be one too many
         config.quantizer = quantizer
         method = session.quantizer(ref)
@@ -95,7 +95,7 @@ def write_folder(output: Path, overwrite: bool, write: Callable[[Path], None]) -
 
 def _gap_to(folder: Path, config: RunConfig, session: Session, sequences: list[list[int]], before: list[list[float]]) -> float:
     ref = resolve_model(session.registry, Component(str(folder), options=config.model.options))
-    return largest_gap(before, session.engine(ref).logprobs(sequences))
+    return largest_gap(before, said(session.engine(ref), sequences))
 
 
 def _save_plain(bundle: types.ModelBundle, folder: Path) -> None:
@@ -106,6 +106,13 @@ def _save_plain(bundle: types.ModelBundle, folder: Path) -> None:
 def probe_sequences(template: types.Template) -> list[list[int]]:
     """Token ids to compare models on: a few questions, rendered for the model."""
     return [template.prompt([{"role": "user", "content": text}]) for text in PROBES]
+
+
+def said(engine: Any, sequences: list[list[int]]) -> list[list[float]]:
+    """What a model says of token ids: log-probabilities, or the numbers of its head."""
+    heads = "predict" in getattr(engine, "capabilities", ())
+    found: list[list[float]] = engine.outputs(sequences) if heads else engine.logprobs(sequences)
+    return found
 
 
 def largest_gap(one: list[list[float]], other: list[list[float]]) -> float:

@@ -10,6 +10,7 @@ import click
 from swift_core.cli.common import ARGUMENTS, DATASET, JSON, MODEL, TRUST, config_of, options, print_json
 from swift_core.events import console_events
 from swift_core.session import Session
+from swift_core.source import grounded
 
 from swift_plugin_use.answers import answer_file
 from swift_plugin_use.options import ADAPTER, ENGINE, SAMPLING, model_with, take_request
@@ -26,6 +27,9 @@ def infer(arguments: tuple[str, ...], adapter: str | None, output: str, as_json:
         records = session.records(config.dataset)
         ref = model_with(session, adapter)
         job = {"config": config.dump(), "model": ref.describe(), "request": asdict(request), "rows": [r.row for r in records]}
+        if any(record.row.get("objects") for record in records):
+            template = session.template(ref, session.processor(ref))
+            records = [grounded(record, template) for record in records]
         engine = session.engine(ref)
         counts = answer_file(engine, records, replace(request, seed=config.seed), Path(output), job, session.events)
     if as_json:

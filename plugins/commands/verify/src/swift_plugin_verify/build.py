@@ -6,15 +6,20 @@ gate that opens during training, gets small values, so that every part takes par
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from swift_plugin_transformers.chat import ChatTemplate
+from swift_plugin_transformers.config import ChatTemplateConfig
 from transformers import CONFIG_MAPPING
 
 from swift_plugin_verify.catalog import Architecture
+from swift_plugin_verify.processors import COUNTS, NoProcessor, make_processor, make_words, processor_class
+from swift_plugin_verify.rows import media_rows
 from swift_plugin_verify.shrink import Shape, shrink
 from swift_plugin_verify.tokens import VOCABULARY, make_tokenizer, token_ids
 
@@ -27,12 +32,58 @@ class CannotBuild(Exception):
 
 def build(architecture: Architecture, folder: Path) -> Any:
     """Write the tiny model into `folder`, and return it. Raises CannotBuild."""
+    if architecture.kind != "text":
+        return build_media(architecture, folder)
     tokenizer = make_tokenizer()
     config = tiny_config(architecture, Shape(VOCABULARY, token_ids(tokenizer)))
     model = tiny_model(architecture.name, config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
+
+
+def build_media(architecture: Architecture, folder: Path) -> Any:
+    """A model that takes images or sound, with its processor. The number of tokens that its processor makes of an image is
+    found by trying, where it is an argument of the processor. Raises CannotBuild."""
+    try:
+        kind = processor_class(architecture.model_type)
+        words = make_words(architecture.model_type, kind)
+        tokenizer = words.tokenizer
+        size = max(VOCABULARY, -(-len(tokenizer) // 64) * 64)
+        ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in words.texts.items()}
+        config = tiny_config(architecture, Shape(size, token_ids(tokenizer) | ids))
+        model = tiny_model(architecture.name, config)
+        takes_count = any(name in COUNTS for name in inspect.signature(kind.__init__).parameters)
+        faults: list[str] = []
+        for count in (16, 4, 1, 17, 64, 8, 2, 32) if takes_count else (None,):
+            processor = make_processor(architecture.model_type, kind, words, config, count)
+            fault = refuses(model, processor, architecture.kind)
+            if fault is None:
+                break
+            faults.append(fault)
+        else:
+            raise CannotBuild(f"its processor and its model do not fit: {faults[0]}")
+    except NoProcessor as err:
+        raise CannotBuild(str(err)) from err
+    except CannotBuild:
+        raise
+    except Exception as err:
+        raise CannotBuild(f"no processor: {one_line(err)}") from err
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+def refuses(model: Any, processor: Any, kind: str) -> str | None:
+    """Why a model does not take what its processor makes of a row; None where it does."""
+    try:
+        template = ChatTemplate(processor, ChatTemplateConfig())
+        batch = template.collate(template.encode(media_rows(kind)[0]))
+        with torch.no_grad():
+            model(**batch.inputs, use_cache=False)
+    except Exception as err:
+        return one_line(err)
+    return None
 
 
 def tiny_config(architecture: Architecture, shape: Shape) -> Any:

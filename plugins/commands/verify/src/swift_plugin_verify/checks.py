@@ -28,13 +28,8 @@ from swift_plugin_transformers.config import ChatTemplateConfig, TransformersCon
 from swift_plugin_transformers.loading import load_model, load_processor
 
 from swift_plugin_verify.build import one_line
+from swift_plugin_verify.rows import media_rows, text_rows
 
-ANSWERS = ("It is 4, as 2 and 2 are 4.", "Yes.", "The sea is blue, mostly.")
-TALKS: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": ANSWERS[0]},
-     {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": ANSWERS[1]}],
-    [{"role": "user", "content": "How is the sea?"}, {"role": "assistant", "content": ANSWERS[2]}],
-]  # fmt: skip
 STEPS = 6  # optimizer steps in which the loss on one batch must fall
 NEW_TOKENS = 10
 
@@ -66,8 +61,8 @@ class Samples(list[Sample]):
 class Subject:
     """A saved model under test. Every check loads it anew, as what went before may have changed it."""
 
-    def __init__(self, folder: Path, scratch: Path, built: Any = None) -> None:
-        self.folder, self.scratch, self.built = folder, scratch, built
+    def __init__(self, folder: Path, scratch: Path, built: Any = None, kind: str = "text") -> None:
+        self.folder, self.scratch, self.built, self.kind = folder, scratch, built, kind
         self.options = TransformersConfig()
         self.backend = TorchBackend(TorchConfig(device="cpu", precision="fp32", threads=1))
         self.samples = Samples()
@@ -80,8 +75,9 @@ class Subject:
         bundle.template = ChatTemplate(processor, ChatTemplateConfig())
         return bundle
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [{"messages": talk} for talk in TALKS]
+    def rows(self, other: bool = False) -> list[dict[str, Any]]:
+        """The rows that are tried; `other` gives them other pictures or sounds."""
+        return text_rows() if self.kind == "text" else media_rows(self.kind, other)
 
     def steps(self, tuned: Any, rate: float = 1e-2, checkpointing: str = "never") -> Any:
         backend = copy.copy(self.backend)
@@ -195,9 +191,11 @@ def full(subject: Subject) -> str:
 
 def generate(subject: Subject) -> str:
     """The engine, with its cache, makes the tokens that a plain loop without one makes."""
+    if subject.kind != "text":
+        return generate_with_media(subject)
     bundle = subject.bundle()
     assert bundle.template is not None
-    prompt = prompt_of(bundle.template, subject.rows()[0])
+    prompt = list(bundle.template.prompt(subject.rows()[0]["messages"][:1]))
     engine = TransformersEngine(bundle, TransformersEngineConfig())
     (made,) = engine.generate([Request(token_ids=prompt, max_tokens=NEW_TOKENS)])
     ids, close = list(prompt), 0.0
@@ -213,6 +211,60 @@ def generate(subject: Subject) -> str:
     if not made.token_ids:
         raise Failed("nothing was generated")
     return f"{len(made.token_ids)} tokens"
+
+
+def generate_with_media(subject: Subject) -> str:
+    """The engine's answer to a picture or a sound: each token is the likeliest after what stands before it, without a cache."""
+    bundle, row = subject.bundle(), subject.rows()[0]
+    template: Any = bundle.template
+    engine = TransformersEngine(bundle, TransformersEngineConfig())
+    key = "images" if subject.kind == "image" else "audios"
+    messages, media = row["messages"][:1], {key: row[key]}
+    (made,) = engine.generate([Request(messages=messages, media=media, max_tokens=NEW_TOKENS)])
+    if not made.token_ids:
+        raise Failed("nothing was generated")
+    prompt = template.inputs(messages, media)["input_ids"][0].tolist()
+    whole = Sample([*prompt, *made.token_ids], [1.0] * (len(prompt) + len(made.token_ids)), media=subject.samples[0].media)
+    found = logits(bundle.model, template.collate([whole]))[0].float()
+    for at, token in enumerate(made.token_ids):
+        scores = found[len(prompt) + at - 1]
+        close = float(scores.max() - scores[token])
+        if close > 1e-3:
+            raise Failed(f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)")
+    return f"{len(made.token_ids)} tokens"
+
+
+def media(subject: Subject) -> str:
+    """Another picture or sound changes the logits of the answer."""
+    bundle = subject.bundle()
+    template: Any = bundle.template
+    others = Samples(template.encode(subject.rows(other=True)[1]))
+    batches = [template.collate([sample]) for sample in (subject.samples[1], others[0])]
+    found = [logprobs(bundle.model, batch)[:, :-1][batch.weights[:, 1:] != 0] for batch in batches]
+    if found[0].shape != found[1].shape:
+        raise Failed("two pictures of one size become texts of different lengths")
+    gap = float((found[0] - found[1]).abs().max())
+    if gap < 1e-4:
+        raise Failed(f"the log-probabilities of the answer change by {gap:.1g} only")
+    return f"by {gap:.2g}"
+
+
+def tower(subject: Subject) -> str:
+    """Training all weights, the gradient reaches the part that reads the media."""
+    bundle = subject.bundle()
+    tuned = FullTuned(bundle, FullConfig())
+    steps = subject.steps(tuned)
+    steps.forward_backward([subject.batch(bundle.template)], cross_entropy)
+    parts = ("vision", "audio") if bundle.parts is None else tuple(bundle.parts.names)
+    of: Any = bundle.parts.of if bundle.parts is not None else (lambda name: ())
+    wanted = "vision" if subject.kind == "image" else "audio"
+    own = {name: p for name, p in tuned.trainable().items() if wanted in of(name)}
+    if not own:
+        raise Failed(f"no parameter is of the part {wanted}; parts: {', '.join(parts)}")
+    reached = [name for name, p in own.items() if p.grad is not None and float(p.grad.abs().max()) > 0]
+    if not reached:
+        raise Failed(f"none of the {len(own)} parameters of the {wanted} part has a gradient")
+    return f"{len(reached)} of {len(own)} parameters"
 
 
 def packing(subject: Subject) -> str:
@@ -269,6 +321,12 @@ TEXT: dict[str, Callable[[Subject], str]] = {
 }  # fmt: skip
 
 
+MEDIA: dict[str, Callable[[Subject], str]] = {
+    "load": load, "mask": mask, "head": head, "media": media, "tower": tower, "lora": lora, "full": full, "merge": merge,
+    "generate": generate, "packing": packing, "recompute": recompute,
+}  # fmt: skip
+
+
 def run_checks(subject: Any, checks: dict[str, Callable[[Any], str]]) -> dict[str, Check]:
     """Every check in turn. After a failed `load` or `mask` the others do not run."""
     results: dict[str, Check] = {}
@@ -314,7 +372,3 @@ def logprobs(model: Any, batch: Batch) -> torch.Tensor:
 def same(left: torch.Tensor, right: torch.Tensor, what: str) -> None:
     if not torch.equal(left, right):
         raise Failed(f"logits of {what} differ by {float((left - right).abs().max()):.2g}")
-
-
-def prompt_of(template: Any, row: dict[str, Any]) -> list[int]:
-    return list(template.prompt(row["messages"][:1]))

@@ -44,7 +44,7 @@ RULES: list[tuple[str, int]] = [
     (r"chunk_size|mamba_chunk_size", 16),
     (r"time_step_rank|mamba_dt_rank", 4),
     (r"sliding_window|sliding_window_size|local_attention|attention_window\w*|window_size|attention_chunk_size", 32),
-    (r"index_topk", 16),
+    (r"index_topk", 64),  # the shorter of two samples whole: which of equally scored keys is taken depends on padding
     (
         r"\w*(intermediate_size(_mlp)?|ffn_dim|ffn_hidden_size|d_ff|n_inner|dim_feedforward|intermediate_dim)|feed_forward\w*",
         96,
@@ -52,7 +52,10 @@ RULES: list[tuple[str, int]] = [
     (r"dff|dim_ff|decoder_ffn\w*|encoder_ffn\w*|mlp_dim|mlp_hidden_size", 96),
     (r"hidden_size_per_layer_input|laurel_rank|adapter_rank", 16),
     (r"bottleneck|embedding_size|embedding_dim|word_embed_proj_dim", HIDDEN),
-    (r"hidden_size_global|\w*(hidden_size|d_model|n_embd|hidden_dim|embed_dim|model_dim|emb_dim|dim_model)|dim|lru_width", HIDDEN),
+    (
+        r"hidden_size_global|\w*(hidden_size|d_model|n_embd|hidden_dim|embed_dim|model_dim|emb_dim|dim_model)|dim|lru_width",
+        HIDDEN,
+    ),
     (r"image_size|crop_size", 32),
     (r"patch_size|spatial_patch_size", 8),
 ]
@@ -134,7 +137,7 @@ def change(name: str, value: Any, shape: Shape, kept: list[int], count: Any) -> 
     if token and not NOT_TOKENS.fullmatch(name):
         if name.startswith("forced"):
             return None
-        if token[1] in shape.tokens:
+        if token[1] in shape.tokens and value is not None:
             return shape.tokens[token[1]]
         return value if not isinstance(value, int) or value < shape.vocabulary else shape.tokens["unk"]
     if not isinstance(value, int):

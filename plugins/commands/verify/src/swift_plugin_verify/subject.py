@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from swift_plugin_verify.build import CannotBuild, build
 from swift_plugin_verify.catalog import Architecture
-from swift_plugin_verify.checks import TEXT, Check, Subject, run_checks
+from swift_plugin_verify.checks import MEDIA, TEXT, Check, Subject, run_checks
 
 
 def verify_subject(subject: Architecture | Path, scratch: Path) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def verify_subject(subject: Architecture | Path, scratch: Path) -> dict[str, Any
             results["build"] = Check("fail", str(err))
             return _table(results)
         results["build"] = Check("pass")
-    results |= run_checks(Subject(folder, scratch, built), TEXT)
+    kind = subject.kind if isinstance(subject, Architecture) else "text"
+    results |= run_checks(Subject(folder, scratch, built, kind), TEXT if kind == "text" else MEDIA)
     return _table(results)
 
 

@@ -35,7 +35,7 @@ def read_media(row: Row) -> dict[str, list[Reference]]:
     """Pops a row's media columns, `images` or `image` and so on: one value or a list. Raises RowFault."""
     found: dict[str, list[Reference]] = {}
     for name, column in MEDIA.items():
-        keys = [key for key in (column, name) if row.get(key) not in (None, "", [])]
+        keys = [key for key in (column, name) if not _absent(row.get(key))]
         if len(keys) > 1:
             raise RowFault(f"{name!r} and {column!r} both hold the row's {column}; keep one, or rename it with dataset.columns")
         for key in (column, name):
@@ -44,6 +44,10 @@ def read_media(row: Row) -> dict[str, list[Reference]]:
                 items = value if isinstance(value, list) else [value]
                 found[column] = [reference(item, f"{key}[{n}]", name) for n, item in enumerate(items)]
     return found
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list)) and not value)
 
 
 def reference(value: Any, where: str, name: str) -> Reference:
@@ -69,7 +73,7 @@ def reference(value: Any, where: str, name: str) -> Reference:
         return buffer.getvalue()
     if name == "video" and isinstance(value, list) and value:
         return [reference(frame, f"{where}[{n}]", "image") for n, frame in enumerate(value)]
-    shown = "empty" if value in ("", b"", []) else kind(value)
+    shown = "empty" if isinstance(value, (str, bytes, list)) and not value else kind(value)
     raise RowFault(f"{where} must be a path, a URL, a data URI or bytes of {_a(name)}, not {shown}")
 
 
@@ -126,7 +130,7 @@ def _conversation(
         placed = _in_front(placed, absent, columns)
         used.update({column: list(columns[column]) for column in absent})
     for name, column in MEDIA.items():
-        given = len(used[column]) + sum(1 for _ in waiting[column]) * (column not in absent)
+        given = len(used[column]) + sum(1 for _ in waiting[column])  # those that a part took, or holds, and those left
         if column not in absent and given != places[column]:
             form = f"<{name}> tags" if name in tagged else f"{name} parts"
             raise RowFault(f"{key} has {places[column]} {form}, and the row has {given} {column}: there must be one for each")

@@ -1,8 +1,8 @@
 """Prepared samples on disk, mapped into memory: any number of them costs a reader next to none.
 
 A folder of plain columns, one file each, native byte order: token ids (uint32), loss weights as runs (length uint32, weight
-float32), a line of text on each sample's origin, its media and label as JSON, and where each begins (uint64). `meta.json` holds size and
-hash of every file and comes last: without it, or with a file that differs, the folder is no store.
+float32), a line of text on each sample's origin, its media and label as JSON, and where each begins (uint64). `meta.json`
+holds size and hash of every file and comes last: without it, or with a file that differs, the folder is no store.
 """
 
 from __future__ import annotations

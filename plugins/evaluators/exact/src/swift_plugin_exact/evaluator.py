@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift_core.errors import RequestError, RunError
+from swift_core.source import grounded
 from swift_core.types import Completion, EvalReport, EvalRun, Record, Request, Sample
 
 from swift_plugin_exact.answers import Unusable, extract_answer, read_row
@@ -51,7 +52,7 @@ class ExactEvaluator:
     def evaluate(self, run: EvalRun) -> EvalReport:
         """Score the records of a run. Raises RequestError when no row can be scored."""
         metrics = make_metrics(self.config.metrics, self.config.normalise, run.part)  # an unknown name ends here
-        records = run.records[: self.config.limit]
+        records = [grounded(record, run.template) for record in run.records[: self.config.limit]]
         results = [Result(number, record) for number, record in enumerate(records)]
         counts = Counter({"rows": len(results)})
         if len(run.records) > len(records):

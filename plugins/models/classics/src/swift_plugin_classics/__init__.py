@@ -1,1 +1,1 @@
-"""The small classics, as data: manifest and checkpoints."""
+"""The small classics: GPT, GPT-2, GPT-Neo, GPT-J, GPT-NeoX, BLOOM, OPT, CodeGen, CTRL, XGLM, BioGPT, XLNet."""

@@ -1,1 +1,1 @@
-"""Mistral, Mixtral, Ministral, Pixtral, Devstral, Magistral and Voxtral of Mistral AI, and models derived from them, as data: manifest and checkpoints."""
+"""Mistral, Mixtral, Ministral, Pixtral, Devstral, Magistral and Voxtral of Mistral AI, and models derived from them."""

@@ -85,12 +85,11 @@ def _place(ids: Sequence[int], weights: Sequence[float], blocks: list[Block], ex
     placed: list[Placing] = []
     low = 0
     for number, block in enumerate(blocks):
-        edges = (EDGE if number else 0, EDGE if number < len(blocks) - 1 else 0)
-        for first, last in _trims(block, weights, edges):
+        for first, last in _trims(block, weights):
             wanted = list(ids[first:last])
             if number == len(blocks) - 1:
-                at = len(expanded) - len(wanted)
-                at = at if at >= low and expanded[at:] == wanted else -1
+                ends = [at for at in _ends(expanded, wanted) if at >= low]
+                at = min(ends, default=-1)
             elif number == 0:
                 at = 0 if expanded[: len(wanted)] == wanted else -1
             else:
@@ -104,12 +103,12 @@ def _place(ids: Sequence[int], weights: Sequence[float], blocks: list[Block], ex
     return placed
 
 
-def _trims(block: Block, weights: Sequence[float], edges: tuple[int, int]) -> list[Block]:
+def _trims(block: Block, weights: Sequence[float]) -> list[Block]:
     """The block, then shorter ones without a few of its untrained tokens at the ends, least first."""
     first, last = block
     found = []
-    for cut in range(edges[0] + 1):
-        for back in range(edges[1] + 1):
+    for cut in range(EDGE + 1):
+        for back in range(EDGE + 1):
             low, high = first + cut, last - back
             if low <= high and not any(weights[first:low]) and not any(weights[high:last]):
                 found.append((cut + back, low, high))
@@ -122,11 +121,19 @@ def _place_right(ids: Sequence[int], lefts: list[Placing], expanded: list[int]) 
     high = len(expanded)
     for number in range(len(lefts) - 1, -1, -1):
         first, last, at = lefts[number]
-        if 0 < number < len(lefts) - 1:
+        if number == len(lefts) - 1:
+            at = max(_ends(expanded, list(ids[first:last])))
+        elif number:
             at = find_last(expanded, list(ids[first:last]), high)
         placed.append((first, last, at))
         high = at
     return placed[::-1]
+
+
+def _ends(expanded: list[int], wanted: list[int]) -> list[int]:
+    """Where the last block may stand: at the end, or before a few tokens that the processor adds there."""
+    places = [len(expanded) - len(wanted) - more for more in range(EDGE + 1)]
+    return [at for at in places if at >= 0 and expanded[at : at + len(wanted)] == wanted]
 
 
 def _spread(length: int, weights: Sequence[float], placed: list[Placing]) -> list[float]:

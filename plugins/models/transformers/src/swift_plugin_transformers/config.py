@@ -38,6 +38,7 @@ class ChatTemplateConfig:
         "assistant", "what is trained: every answer, the last one, every token, or answers weighted by template.spans"
     )
     spans: dict[str, float] = option({}, "regular expression: factor of the weight of what it matches in an answer")
+    grounding: dict[str, Any] = option({}, "how boxes are written: box, point, ref, scale [the family's, else thousandths]")
     media: dict[str, Any] = option({}, "images, videos, sounds: max_pixels, fps, max_frames, on_error, ... (see MediaOptions)")
 
 

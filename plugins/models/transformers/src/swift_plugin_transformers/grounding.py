@@ -85,13 +85,14 @@ def ground(messages: Sequence[Row], objects: Any, convention: Convention, size_o
 
 
 def ground_row(row: Row, convention: Convention, media: Any) -> Row:
-    """The row with its tags replaced, and its objects used up. `media` is the template's `Multimodal`, None for a text model."""
+    """The row with its tags replaced, its objects used up. `media` is the template's `Multimodal`, None for a text model."""
     pictures: dict[int, Any] = {}
 
     def open_picture(number: int) -> Any:
         held = row.get("images") or []
         if media is None or number >= len(held):
-            raise ValueError(f"objects.image_id names picture {number}, and the row shows {len(held) if media else 0} to this model")
+            count = len(held) if media else 0
+            raise ValueError(f"objects.image_id names picture {number}, and the row shows {count} to this model")
         if number not in pictures:
             pictures[number] = decode([("image", frozen(held[number], "image"))], media.rate, media.options).images[0]
         return pictures[number]

@@ -120,7 +120,9 @@ def set_labels(model_config: Any, task: str, config: TransformersConfig, process
     text = model_config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:
         tokenizer = getattr(processor, "tokenizer", processor)
-        found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos")] + [getattr(text, "eos_token_id", None)]
+        found = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos")] + [
+            getattr(text, "eos_token_id", None)
+        ]
         pad = next((token for token in found if token is not None), None)
         text.pad_token_id = pad[0] if isinstance(pad, list) else pad
 

@@ -7,6 +7,7 @@ is put together to batches by what it is: values for each token, for each row, o
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 import threading
@@ -30,7 +31,7 @@ from swift_plugin_transformers.tensors import Layout, join, tensors_of
 NAMED = re.compile(r"image|video|audio|vision|boi|boa|bov|img")  # attributes of a processor that hold a placeholder
 SHAPED = re.compile(r"<\|?(?:image|video|audio)(?:_\d+)?\|?>|\[IMG\]")
 TRIES = 8  # sizes tried to keep a medium within `max_tokens`
-OURS = ("input_ids", "attention_mask", "offset_mapping", "text_replacement_offsets", "video_metadata")
+OURS = ("input_ids", "attention_mask", "offset_mapping", "text_replacement_offsets", "video_metadata", "labels")
 
 
 def open_media(processor: Any, raw: dict[str, Any], render: Callable[[list[Row]], str]) -> Multimodal | None:
@@ -187,9 +188,10 @@ class Multimodal:
         """Ids, weights and tokens of each medium. Raises ValueError."""
         if self.tells is not False:
             try:
-                found = self._told(text, media, pieces)
+                told = self._told(text, media, pieces)
                 self.tells = True
-                return found
+                if told is not None:
+                    return told
             except SwiftError:
                 raise
             except Exception as err:
@@ -201,7 +203,7 @@ class Multimodal:
             raise
         except Exception as err:
             raise _refusal(err) from err
-        self.tells = False
+        self.tells = bool(self.tells)
         plain = self.tokens(text, offsets=True)
         offsets, spots = plain["offset_mapping"], [found.span() for found in self.placeholders.finditer(text)]
         marks = [any(begin < stop and end > start for start, stop in spots) for begin, end in offsets]
@@ -211,12 +213,20 @@ class Multimodal:
         counts = list(zip(names, found.counts, strict=True)) if known else [("?", max(found.counts, default=0))]
         return Made(found.ids, found.weights, counts)
 
-    def _told(self, text: str, media: Decoded, pieces: Sequence[Piece]) -> Made:
-        """From the spans that the processor says it replaced. Raises KeyError where it says nothing."""
+    def _told(self, text: str, media: Decoded, pieces: Sequence[Piece]) -> Made | None:
+        """From the spans that the processor says it replaced; None where it changed more of the text than those. Raises
+        KeyError where it says nothing."""
         out = self.call(text, media, return_offsets_mapping=True, return_text_replacement_offsets=True)
         spans = out["text_replacement_offsets"][0]
         if not spans:
             raise KeyError("text_replacement_offsets")
+        starts = [0, *(span["span"][1] for span in spans)]
+        kept = [text[start : span["span"][0]] for start, span in zip(starts, spans, strict=False)]
+        whole = (
+            "".join(part for k, span in zip(kept, spans, strict=True) for part in (k, span["replacement"])) + text[starts[-1] :]
+        )
+        if list(self.tokenizer(whole, add_special_tokens=self._adds(text))["input_ids"]) != _ids(out):
+            return None
         replaced = [(*span["span"], *span["new_span"]) for span in spans]
         offsets, counts = mapped_back([tuple(pair) for pair in torch.as_tensor(out["offset_mapping"])[0].tolist()], replaced)
         kinds = [span["type"] for span in spans]
@@ -248,7 +258,22 @@ class Multimodal:
             places = [(row, start, len(part.input_ids)) for row, start, part in zip(rows, starts, parts, strict=True)]
             size = (len(samples), batch.labels.shape[1])
             batch.inputs.update(join(found, places, size, self.extras, self.layout))
+            self._mark_answers(batch, places)
         return batch
+
+    def _mark_answers(self, batch: Batch, places: list[tuple[int, int, int]]) -> None:
+        """Where token_type_ids tell a prompt, all of which sees itself, from what follows it: 1 from the first trained token."""
+        if not self.tells_answers or "token_type_ids" not in batch.inputs:
+            return
+        for row, start, length in places:
+            trained = batch.weights[row, start : start + length].nonzero()
+            if len(trained):
+                batch.inputs["token_type_ids"][row, start + int(trained[0]) : start + length] = 1
+
+    @cached_property
+    def tells_answers(self) -> bool:
+        """Whether the processor takes the answer apart from the prompt, as PaliGemma's does."""
+        return "suffix" in inspect.signature(type(self.processor).__call__).parameters
 
     def _each(self, parts: list[Sample]) -> list[dict[str, torch.Tensor]]:
         if self.options.workers and sum(bool(part.media) for part in parts) > 1:

@@ -53,9 +53,7 @@ class Parts:
             if part not in self.prefixes:
                 raise RequestError(f"{address}: the model has no part {part!r}; its parts: {', '.join(self.names)}")
 
-    def rated(
-        self, groups: list[dict[str, Any]], named: Mapping[str, Any], rates: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
+    def rated(self, groups: list[dict[str, Any]], named: Mapping[str, Any], rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Parameter groups with `lr_scale` times the rate of each weight's part; a part within another goes before it."""
         self.check(list(rates), "trainer.rates")
         names = {id(parameter): name for name, parameter in named.items()}
@@ -112,9 +110,7 @@ def _walk(module: Any, prefix: str, decoder: Any, found: dict[str, list[str]]) -
         part = _part_by_name(name) or _part_by_input(module, name, child)
         if LANGUAGE.search(name) or (child is decoder and not _holds_media(child)):
             found.setdefault("language", []).append(full)
-        elif wraps and part is None:
-            _walk(child, f"{full}.", decoder, found)
-        elif part is None and (_holds_media(child) or child is decoder):
+        elif part is None and (wraps or child is decoder or _holds_media(child)):
             _walk(child, f"{full}.", decoder, found)
         else:
             found.setdefault(part or "language", []).append(full)

@@ -72,7 +72,7 @@ def _processor_class(source: str, config: TransformersConfig, where: dict[str, A
         return None
     if getattr(model_config, "auto_map", None) and config.trust_remote_code:
         return AutoProcessor
-    return PROCESSOR_MAPPING[type(model_config)] if type(model_config) in PROCESSOR_MAPPING else AutoProcessor
+    return PROCESSOR_MAPPING.get(type(model_config), AutoProcessor)
 
 
 def _load(kind: Any, source: str, config: TransformersConfig, where: dict[str, Any]) -> Any:

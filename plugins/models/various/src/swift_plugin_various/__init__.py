@@ -1,1 +1,1 @@
-"""Models of makers with one or two architectures, such as Apertus, Arcee, Aria, Fuyu, Helium, Inkling and Solar, as data: manifest and checkpoints."""
+"""Models of makers with one or two architectures, such as Apertus, Arcee, Aria, Fuyu, Helium, Inkling and Solar."""

@@ -13,14 +13,16 @@ from swift_plugin_supervised.config import SupervisedConfig
 class HeadsConfig(SupervisedConfig):
     """`trainer: {name: classify, epochs: 3}`. What a longer text loses is template.max_length's business."""
 
-    overflow: Literal["drop"] = option("drop", "what becomes of a sample above max_length: texts are cut by template.max_length")
+    overflow: Literal["drop"] = option(
+        "drop", "what becomes of a sample above max_length: texts are cut by template.max_length"
+    )
     packing: bool = option(False, "not to be had: a head's texts are padded")
     padding: Literal["auto", "always"] = option("always", "texts are padded")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.packing:
             raise ValueError("packing is not to be had with a head: each text has a row of its own")
+        super().__post_init__()
 
 
 @dataclass

@@ -38,8 +38,7 @@ class HeadTrainer(SupervisedTrainer):
         bundle = getattr(self.run.models.get("policy"), "bundle", None)
         if bundle is not None and bundle.task not in TASKS[self.trainer_id]:
             raise RequestError(
-                f"trainer {self.trainer_id}: the model was loaded for {bundle.task}; "
-                f"set model.task={TASKS[self.trainer_id][0]}"
+                f"trainer {self.trainer_id}: the model was loaded for {bundle.task}; set model.task={TASKS[self.trainer_id][0]}"
             )
         if not hasattr(self.run.template, "task") or self.run.template.task not in TASKS[self.trainer_id]:
             raise RequestError(f"trainer {self.trainer_id}: its rows need the template {self.trainer_id}")
@@ -131,7 +130,7 @@ class Vectors(Head):
         return found
 
     def _alike(self, values: list[Any]) -> bool:
-        """Whether the rows of a batch are pairs with a label. Raises ValueError where only some are, or the loss asks otherwise."""
+        """Whether a batch's rows are pairs with a label. Raises ValueError where only some are, or the loss asks otherwise."""
         labelled = {value is not None for value in values}
         if len(labelled) > 1:
             raise ValueError("some rows have a 'positive' and some a 'document' with a label: train on one kind")

@@ -44,8 +44,8 @@ def isolates(steps: Any, template: Template, samples: Samples) -> str | None:
     except FAULTS as err:
         return _refuses(err)
     alone = plain.float()
-    # A mask that lets the tokens of a picture see each other both ways may change little in a model that is not trained yet.
-    limit = 1e-3 if shown is not None and plain.dtype == torch.float32 else 0.05
+    # A mask that is not kept, of a picture's tokens or of a model's own making, may change little.
+    limit = 1e-3 if plain.dtype == torch.float32 else 0.05
     size = float(alone.abs().max())
     leak, shift = float((both - changed).abs().max()), float((both - alone).abs().max())
     if leak > 1e-5 * size or shift > limit * size:

@@ -20,7 +20,6 @@ from swift_core.types import ModelBundle
 from swift_plugin_lora.config import LoraConfig
 from swift_plugin_lora.fused import FusedLinear
 
-
 HEADED = ("sequence_classification", "token_classification", "reranker", "reward")
 TASKS = {
     "causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS", "reranker": "SEQ_CLS", "reward": "SEQ_CLS",
@@ -123,7 +122,9 @@ class LoraTuned:
             if tensor.shape != own[name].shape:
                 shapes = f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
                 raise RequestError(f"{file} does not fit tuner.lora's options: {shapes}")
-        with torch.no_grad():  # into the parameters themselves: peft's own loading renames keys, and loses some, for a few models
+        with (
+            torch.no_grad()
+        ):  # into the parameters themselves: peft's own loading renames keys, and loses some, for a few models
             for name, tensor in state.items():
                 own[name].copy_(tensor)
 
@@ -196,13 +197,14 @@ def all_linear(model: torch.nn.Module) -> list[str]:
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     mamba = getattr(getattr(model, "config", None), "model_type", None) in MAMBA
-    found = []
+    found: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
         quantized = hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children())
         linear = isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"
         if linear and module is not head and not _of_its_own(module) and not (mamba and name.endswith("out_proj")):
-            found.append(name)
-    return found
+            found[name] = module
+    shared = _shared_by(found)
+    return [name for name in found if name not in shared]
 
 
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -210,9 +212,25 @@ MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def _of_its_own(module: torch.nn.Module) -> bool:
-    """Whether a linear layer is a model's own kind, such as a router that returns two tensors."""
-    plain = not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward
-    return not plain and type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
+    """Whether a linear layer is a model's own kind that does something else, such as a router that returns two tensors."""
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return False
+    if not type(module).__module__.startswith(("transformers.models.", "transformers_modules.")):
+        return False  # a quantizer's
+    try:
+        with torch.no_grad():
+            made = module(module.weight.new_zeros(1, module.in_features))
+    except Exception:
+        return True
+    return not isinstance(made, torch.Tensor) or made.shape != (1, module.out_features)
+
+
+def _shared_by(layers: dict[str, torch.nn.Module]) -> set[str]:
+    """Names of layers whose weight another one has too: two updates of one weight could not be merged."""
+    owners: dict[int, list[str]] = {}
+    for name, module in layers.items():
+        owners.setdefault(id(getattr(module, "weight", module)), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def read_options(folder: Path) -> peft.LoraConfig:
