@@ -82,4 +82,4 @@ def test_two_readings_with_other_weights_are_refused() -> None:
 
 def test_a_text_that_the_processor_changed_is_refused() -> None:
     with pytest.raises(Unaligned, match="changes the text"):
-        matched([1, 2, 3, 4, 5, IMG, 6], [0, 0, 0, 0, 0, 0, 1.0], [False] * 5 + [True, False], [1, 9, 3, 4, 5, IMG, IMG, 6])
+        matched([*range(9), IMG, 6], [0.0] * 10 + [1.0], [False] * 9 + [True, False], [0, 1, 2, 3, 99, 5, 6, 7, 8, IMG, IMG, 6])

@@ -52,7 +52,8 @@ def rows(kind: str) -> list[Row]:
         ], column: media[2:3]},
         {"messages": [{"role": "user", "content": "No picture here."}, {"role": "assistant", "content": "I see."}]},
         {"messages": [
-            {"role": "user", "content": [part, {"type": "text", "text": "\n\nWell?"}]}, {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": [part, {"type": "text", "text": "\n\nWell?"}]},
+            {"role": "assistant", "content": "Yes."},
         ], column: media[3:]},
     ]  # fmt: skip
 

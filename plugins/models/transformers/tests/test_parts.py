@@ -203,6 +203,8 @@ def test_a_familys_own_names_go_first() -> None:
     assert parts.of("model.multi_modal_projector.linear_2.weight") == {"projector"}
     assert parts.of("model.multi_modal_projector.linear_1.weight") == set()
     assert parts.of("model.language_model.layers.0.mlp.up_proj.weight") == {"language", "experts"}
+    swapped = find_parts(model, {"projector": [r"re:(model\.)?vision_tower"]})
+    assert (swapped.of("model.vision_tower.x"), "vision" in swapped.names) == ({"projector"}, False)
     assert find_parts(model).overridden({"vision": ["no.such.name"]}).prefixes == find_parts(model).prefixes
     with pytest.raises(RequestError, match="parts: 'eyes' is none; parts: language, vision"):
         find_parts(model, {"eyes": ["x"]})

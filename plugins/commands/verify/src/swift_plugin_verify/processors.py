@@ -61,7 +61,7 @@ def make_words(model_type: str, kind: Any) -> Words:
     """The tokenizer of a processor class: special tokens named in its source, and one for each token that the configuration
     has a field for."""
     source = inspect.getsource(inspect.getmodule(kind)) if kind else ""
-    texts: dict[str, str] = {name: text for name, text in ASSIGNED.findall(source)}
+    texts: dict[str, str] = dict(ASSIGNED.findall(source))
     for name, parameter in inspect.signature(kind.__init__).parameters.items() if kind else ():
         if name.endswith("_token") and isinstance(parameter.default, str):
             texts[name.removesuffix("_token")] = parameter.default

@@ -56,6 +56,7 @@ RULES: list[tuple[str, int]] = [
         r"hidden_size_global|\w*(hidden_size|d_model|n_embd|hidden_dim|embed_dim|model_dim|emb_dim|dim_model)|dim|lru_width",
         HIDDEN,
     ),
+    (r"mm_tokens_per_image|image_seq_length|num_query_tokens|num_image_tokens", 4),
     (r"image_size|crop_size", 32),
     (r"patch_size|spatial_patch_size", 8),
 ]
@@ -106,7 +107,21 @@ def overrides(cls: type, default: Any, shape: Shape, given: Mapping[str, Any]) -
             found[name] = new
     if kept:
         found["num_hidden_layers"] = len(kept)
+    rope = values.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_parameters" not in found:
+        sections = "mrope_section" in getattr(cls, "ignore_keys_at_rope_validation", ())
+        found["rope_parameters"] = tiny_rope(rope, int(found.get("head_dim") or HEAD), sections)
     return found | related(values, found)
+
+
+def tiny_rope(rope: dict[str, Any], head: int, sections: bool) -> dict[str, Any]:
+    """Rotary parameters whose sections for time, height and width fill half of the rotated part of a head."""
+    if any(isinstance(value, dict) for value in rope.values()):
+        return {key: tiny_rope(value, head, sections) if isinstance(value, dict) else value for key, value in rope.items()}
+    if not (sections or "mrope_section" in rope):
+        return rope
+    half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+    return {**rope, "mrope_section": [half - 2 * (half // 4), half // 4, half // 4]}
 
 
 def kept_layers(values: dict[str, Any], count: int) -> list[int]:

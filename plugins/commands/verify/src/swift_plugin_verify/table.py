@@ -11,9 +11,9 @@ SIGNS = {"pass": "yes", "n/a": "–", "fail": "**no**", "not run": "·"}
 
 HEAD = """# Models
 
-What `swift-core models verify` found with transformers {transformers} and swift-core {swift_core}. Each architecture was built as
-a tiny random model, saved under a random name with a tokenizer or processor made locally, and taken through the parts that a
-run uses. This page is generated: `swift-core models verify --table docs/models.md`.
+What `swift-core models verify` found with transformers {transformers} and swift-core {swift_core}. Each architecture was built
+as a tiny random model, saved under a random name with a tokenizer or processor made locally, and taken through the parts that
+a run uses. This page is generated: `swift-core models verify --table docs/models.md`.
 
 {counts}
 

@@ -12,9 +12,9 @@ from swift_core.config import option
 class TransformersConfig:
     """`model: {name: FOLDER, attention: eager}`. The last two are the run's flags, set by the session."""
 
-    task: Literal[
-        "auto", "causal_lm", "sequence_classification", "token_classification", "embedding", "reranker", "reward"
-    ] = option("auto", "what the model's head does; auto is what its config.json says")
+    task: Literal["auto", "causal_lm", "sequence_classification", "token_classification", "embedding", "reranker", "reward"] = (
+        option("auto", "what the model's head does; auto is what its config.json says")
+    )
     num_labels: int | None = option(None, "classes of a classification head; default: as many as labels, else config.json's")
     labels: list[str] = option([], "names of the classes, in the order of their numbers; rows may then name them")
     problem: Literal["single_label", "multi_label", "regression"] | None = option(

@@ -262,7 +262,7 @@ class Multimodal:
         return batch
 
     def _mark_answers(self, batch: Batch, places: list[tuple[int, int, int]]) -> None:
-        """Where token_type_ids tell a prompt, all of which sees itself, from what follows it: 1 from the first trained token."""
+        """Where token_type_ids tell a prompt, all of which sees itself, from an answer: 1 from its first trained token."""
         if not self.tells_answers or "token_type_ids" not in batch.inputs:
             return
         for row, start, length in places:

@@ -77,7 +77,9 @@ class Parts:
             names = [name for name in self.modules if any(_matches(name, pattern) for pattern in given)]
             outer = [name for name in names if not any(name != other and _under(name, other) for other in names)]
             if outer:
-                found[part] = tuple(outer)
+                for other in WHOLE if part in WHOLE else ():  # what structure took for another part
+                    found[other] = tuple(name for name in found.get(other, ()) if name not in outer)
+                found = {name: places for name, places in found.items() if places} | {part: tuple(outer)}
         return replace(self, prefixes=found)
 
 
