@@ -194,7 +194,7 @@ FIXED_EVALS = [5.08435, 4.7985]
 
 
 def test_accumulation_is_a_larger_batch(loop: Fixture) -> None:
-    rest = {"learning_rate": 3e-3, "epochs": 2, "warmup": 0.0}
+    rest = {"learning_rate": 1e-3, "epochs": 2, "warmup": 0.0}
     loop.fit(folder="whole", batch_size=4, **rest)
     losses, weights = loop.losses, loop.weights
     for batch, accumulate in ((2, 2), (1, 4)):
@@ -245,7 +245,7 @@ class Collated:
 
 def test_flat_equals_padded(loop: Fixture) -> None:
     """Laid end to end the samples of a pass give the losses, norms and weights that padding gives."""
-    rest = {"batch_size": 4, "epochs": 2, "learning_rate": 3e-3}
+    rest = {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3}
     seen = {name: Collated() for name in ("always", "auto")}
     found = {}
     for padding, shapes in seen.items():
