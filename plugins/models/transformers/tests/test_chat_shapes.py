@@ -405,3 +405,17 @@ def test_stop_ids_are_the_ends_of_an_answer_and_of_a_call() -> None:
     assert make(source).stop_ids() == [tokenizer.eos_token_id]
     # A template without tool calls has the end of an answer alone.
     assert make(chat(PLAIN, HEAD)).stop_ids() == [tokenizer.eos_token_id]
+
+
+def test_the_fingerprint_changes_with_tokenizer_and_template() -> None:
+    def of(template: str | None = None, token: str | None = None, **options: Any) -> str:
+        tokenizer = make_tokenizer()
+        if template:
+            tokenizer.chat_template = template
+        if token:
+            tokenizer.add_tokens([token])
+        return ChatTemplate(tokenizer, ChatTemplateConfig(**options)).fingerprint()
+
+    assert of() == of()
+    source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    assert len({of(), of(source), of(token="<new>"), of(jinja=source)}) == 4

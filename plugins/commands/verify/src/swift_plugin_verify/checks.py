@@ -223,11 +223,16 @@ def generate_with_media(subject: Subject) -> str:
     (made,) = engine.generate([Request(messages=messages, media=media, max_tokens=NEW_TOKENS)])
     if not made.token_ids:
         raise Failed("nothing was generated")
-    prompt = template.inputs(messages, media)["input_ids"][0].tolist()
-    whole = Sample([*prompt, *made.token_ids], [1.0] * (len(prompt) + len(made.token_ids)), media=subject.samples[0].media)
-    found = logits(bundle.model, template.collate([whole]))[0].float()
+    inputs = template.inputs(messages, media)
+    length, new = inputs["input_ids"].shape[1], torch.tensor([made.token_ids])
+    for key, value in inputs.items():  # values for each token go on over the answer: text, seen, of no medium
+        if value.shape[:2] == (1, length) and not value.is_floating_point():
+            more = {"input_ids": new, "attention_mask": torch.ones_like(new)}.get(key, torch.zeros_like(new))
+            inputs[key] = torch.cat([value, more], 1)
+    with torch.no_grad():
+        found = bundle.model(**inputs, use_cache=False).logits[0].float()
     for at, token in enumerate(made.token_ids):
-        scores = found[len(prompt) + at - 1]
+        scores = found[length + at - 1]
         close = float(scores.max() - scores[token])
         if close > 1e-3:
             raise Failed(f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)")

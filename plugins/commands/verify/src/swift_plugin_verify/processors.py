@@ -16,9 +16,10 @@ from typing import Any
 
 import transformers
 from swift_plugin_transformers.processors import without_videos
-from transformers import CONFIG_MAPPING, AutoFeatureExtractor
-from transformers.models.auto.auto_mappings import FEATURE_EXTRACTOR_MAPPING_NAMES, PROCESSOR_MAPPING_NAMES
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from swift_plugin_verify.shrink import NOT_TOKENS, TOKEN
 from swift_plugin_verify.tokens import ALIASES, BASE, chat_template, make_tokenizer
@@ -202,6 +203,3 @@ def _part(config: Any, names: tuple[str, ...]) -> Any:
                 return getattr(part, name)
         parts += [getattr(part, key) for key in part.sub_configs if "text" not in key and getattr(part, key, None) is not None]
     return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
-
-
-__all__ = ["AutoFeatureExtractor", "NoProcessor", "Words", "make_processor", "make_words", "processor_class"]

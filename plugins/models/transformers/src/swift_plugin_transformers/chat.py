@@ -6,6 +6,7 @@ offsets. A turn that the whole conversation renders otherwise becomes a sample o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class ChatTemplate:
     """Renders and masks rows with a tokenizer's chat template."""
 
     def __init__(self, processor: Any, config: ChatTemplateConfig) -> None:
-        self.tokenizer, self.config = getattr(processor, "tokenizer", processor), config
+        self.processor, self.tokenizer, self.config = processor, getattr(processor, "tokenizer", processor), config
         self.renderer = Renderer(self.tokenizer, config, None if self.tokenizer is processor else processor)
         self.media = open_media(processor, config.media, lambda messages: self.renderer.render(messages, None, config.kwargs))
         self.convention = build_options(Convention, config.grounding, "template.grounding") or Convention()
@@ -74,6 +75,15 @@ class ChatTemplate:
     def source(self) -> str | None:
         """The Jinja text that stands in for the tokenizer's own, if any."""
         return self.renderer.given
+
+    def fingerprint(self) -> str:
+        """A hash of all that rendering and tokenizing go by, besides the options: a hub id's files may change under its name."""
+        own = self.tokenizer
+        backend = own.backend_tokenizer.to_str() if getattr(own, "is_fast", False) else repr(own)
+        media = self.processor.to_json_string() if hasattr(self.processor, "to_json_string") else ""
+        templates = [str(getattr(holder, "chat_template", None)) for holder in (own, self.processor)]
+        whole = json.dumps([backend, media, templates, self.renderer.given, own.special_tokens_map], default=str)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def encode(self, row: Row) -> list[Sample]:
         """The samples of a row: one with all turns that stand in the whole text as they were rendered, and one for each
