@@ -245,6 +245,23 @@ def test_parts_that_structure_does_not_show_are_named() -> None:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
+def test_conventions_for_boxes_can_be_written() -> None:
+    """`[models.grounding]`: one for the family, or one for each of its architectures that it names."""
+    from swift_plugin_transformers.grounding import Convention
+
+    found = {}
+    for family, contribution in FAMILIES.items():
+        given = contribution.entry.options.get("grounding", {})
+        by_architecture = given if all(isinstance(own, dict) for own in given.values()) else {"*": given}
+        assert {"*", *contribution.entry.options["architectures"]} >= by_architecture.keys(), family
+        found |= {(family, architecture): Convention(**own) for architecture, own in by_architecture.items()}
+    assert found["qwen", "Qwen2_5_VLForConditionalGeneration"].scale == "resized"
+    assert found["gemma", "PaliGemmaForConditionalGeneration"].box.format(x1=1, y1=2, x2=3, y2=4) == (
+        "<loc0002><loc0001><loc0004><loc0003>"
+    )
+    assert len(found) >= 4
+
+
 def folder(path: Path, **config: Any) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -20,6 +20,8 @@ architectures = ["BoxerForConditionalGeneration"]
 box = "<box>{x1},{y1},{x2},{y2}</box>"
 scale = "norm999"
 """
+BY_ARCHITECTURE = FAMILY.replace("[models.grounding]", "[models.grounding.BoxerForConditionalGeneration]")
+OF_ANOTHER = FAMILY.replace("[models.grounding]", "[models.grounding.OtherForConditionalGeneration]")
 GENERIC = """
 [[models]]
 id = "any"
@@ -41,17 +43,19 @@ class Config:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("family", "given", "expected"),
     [
-        ({}, {"box": "<box>{x1},{y1},{x2},{y2}</box>", "scale": "norm999"}),
-        ({"grounding": {"scale": "real"}}, {"scale": "real"}),
+        (FAMILY, {}, {"box": "<box>{x1},{y1},{x2},{y2}</box>", "scale": "norm999"}),
+        (FAMILY, {"grounding": {"scale": "real"}}, {"scale": "real"}),
+        (BY_ARCHITECTURE, {}, {"box": "<box>{x1},{y1},{x2},{y2}</box>", "scale": "norm999"}),
+        (OF_ANOTHER, {}, {}),
     ],
 )
 def test_a_familys_grounding_reaches_the_template(
-    make_plugin: Callable[..., str], tmp_path: Path, given: dict[str, Any], expected: dict[str, Any],
+    make_plugin: Callable[..., str], tmp_path: Path, family: str, given: dict[str, Any], expected: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    make_plugin("boxer", FAMILY)
+    make_plugin("boxer", family)
     make_plugin("any", GENERIC, config=CONFIG)
     monkeypatch.setenv("SWIFT_DISABLE_PLUGINS", "swift-plugin-transformers")
     folder = tmp_path / "model"

@@ -55,6 +55,11 @@ def test_a_whole_manifest(tmp_path: Path) -> None:
             "[[parts]] x: kind must be one of preparer, optimizer, loss, metric, reward, tool_format, environment, logger, hub",
         ),
         (HEAD + '[[commands]]\nname = "x"\ntarget = "a:b"\n', "[[commands]]: help is missing"),
+        (
+            HEAD + '[[commands]]\nname = "model verify"\nhelp = "X."\ntarget = "a:b"\n',
+            "[[commands]] 'model verify' must be one word, or one after a group: models, templates, tuners, trainers, "
+            "backends, engines, quantizers, evaluators, datasets, parts, callbacks, plugins, plugin, config",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, error: str) -> None:

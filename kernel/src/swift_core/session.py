@@ -268,6 +268,9 @@ class Session:
         chosen = self.registry.find("templates", component.name or default or ref.template_id, component.provider)
         known = (ref.family.entry.options if ref.family else {}) | ref.options
         given = {name: known[name] for name in chosen.entry.options.get("from_model", ()) if name in known}
+        for name, value in given.items():  # one for the whole family, or a table of them by architecture
+            if isinstance(value, dict) and value and all(isinstance(own, dict) for own in value.values()):
+                given[name] = value.get(ref.architecture, {})
         return self._chosen(chosen, given | component.options)
 
     def template(self, ref: ModelRef, processor: types.Processor, default: str | None = None) -> types.Template:

@@ -77,7 +77,7 @@ class ChatTemplate:
         return self.renderer.given
 
     def fingerprint(self) -> str:
-        """A hash of all that rendering and tokenizing go by, besides the options: a hub id's files may change under its name."""
+        """A hash of all that rendering and tokenizing go by, besides the options."""
         own = self.tokenizer
         backend = own.backend_tokenizer.to_str() if getattr(own, "is_fast", False) else repr(own)
         media = self.processor.to_json_string() if hasattr(self.processor, "to_json_string") else ""
