@@ -226,7 +226,7 @@ def generate_with_media(subject: Subject) -> str:
     inputs = template.inputs(messages, media)
     special = set(template.tokenizer.all_special_ids)  # after one that stands for a medium the model would look for more media
     count = next((n for n, token in enumerate(made.token_ids) if token in special), len(made.token_ids))
-    length, new = inputs["input_ids"].shape[1], torch.tensor([made.token_ids[:count]])
+    length, new = inputs["input_ids"].shape[1], torch.tensor([made.token_ids[:count]], dtype=torch.long)
     for key, value in inputs.items():  # values for each token go on over the answer: text, seen, of no medium
         if value.shape[:2] == (1, length) and not value.is_floating_point():
             more = {"input_ids": new, "attention_mask": torch.ones_like(new)}.get(key, torch.zeros_like(new))

@@ -67,7 +67,8 @@ def make_words(model_type: str, kind: Any) -> Words:
         if name.endswith("_token") and isinstance(parameter.default, str):
             texts[name.removesuffix("_token")] = parameter.default
     for name in [*ATTRIBUTE.findall(source), *token_fields(CONFIG_MAPPING[model_type]())]:
-        texts.setdefault(name, f"<|{name}|>")
+        if not name.startswith("add_"):  # a switch of the tokenizer
+            texts.setdefault(name, f"<|{name}|>")
     own = exceptions().get(model_type, {})
     texts |= own.get("tokens", {})
     plain = {name: text for name, text in texts.items() if name not in BASE and name not in ALIASES}
@@ -97,7 +98,7 @@ def make_processor(model_type: str, kind: Any, words: Words, config: Any, count:
         if part == "tokenizer" or part.endswith("_tokenizer"):
             parts.append(words.tokenizer)
         elif part == "video_processor":
-            parts.append(without_videos({}, kind.__name__))
+            parts.append(without_videos(own.get("video", {}), kind.__name__))
         elif part == "image_processor":
             parts.append(image_processor(model_type, config, own.get("image", {})))
         else:

@@ -20,7 +20,7 @@ LAYERS, MOST_LAYERS = 2, 6
 RULES: list[tuple[str, int]] = [
     # Names that match whole, and the tiny value; the first that matches counts, and no value is made larger than it was.
     (r"\w*vocab_size\w*|n_vocab", 0),  # 0: the tokenizer's
-    (r"max_(position|source|target|seq|2d_position)\w*|n_positions|n_ctx|max_length|(left|right)_max_position_embeddings", 512),
+    (r"max_(position|target|seq|2d_position)\w*|n_positions|n_ctx|max_length|(left|right)_max_position_embeddings", 512),
     (r"num_kv_shared_layers", 2),
     (r"(vision_|text_|encoder_|decoder_)?(num_hidden_layers|num_layers|n_layers?|layers|depth|num_blocks)", LAYERS),
     (r"num_(encoder|decoder)_(layers|blocks)|\w+_(num_)?(hidden_)?layers", LAYERS),
