@@ -39,6 +39,7 @@ def save(folder: Path, width: int = 160) -> int:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.utils import logging
 
     tokenizer = make_tokenizer()
     pictures = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -63,6 +64,7 @@ def save(folder: Path, width: int = 160) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config)
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())
