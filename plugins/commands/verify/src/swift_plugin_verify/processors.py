@@ -55,7 +55,10 @@ def processor_class(model_type: str) -> Any:
     name = own.get("processor") or PROCESSOR_MAPPING_NAMES.get(model_type)
     if not name:
         raise NoProcessor("the library has no processor for it")
-    return getattr(transformers, name)
+    kind = getattr(transformers, name)
+    if lacks := getattr(kind, "_backends", None):  # what the library gives in place of a class that it cannot import
+        raise NoProcessor(f"its processor needs {' and '.join(lacks)}")
+    return kind
 
 
 def make_words(model_type: str, kind: Any) -> Words:
