@@ -57,6 +57,7 @@ RULES: list[tuple[str, int]] = [
         HIDDEN,
     ),
     (r"mm_tokens_per_image|image_seq_length|num_query_tokens|num_image_tokens", 4),
+    (r"projection_dim|output_dim|out_dim", HIDDEN),
     (r"image_size|crop_size", 32),
     (r"patch_size|spatial_patch_size", 8),
 ]
