@@ -344,6 +344,13 @@ def test_show_tells_what_is_known_of_a_checkpoint() -> None:
     assert shown["traps"]
     unknown = swift("models", "show", "no-such-owner/no-such-model", "--json").ok().json()
     assert (unknown["family"], unknown["remote_code"], unknown["plugin"]) == (None, None, "swift-plugin-transformers")
+    assert "Did you mean: Qwen/Qwen3-0.6B? Installed" in swift("models", "show", "qwen3-0.6b").error
+
+
+def test_a_folder_is_said_to_do_what_all_of_its_architecture_do(tmp_path: Path) -> None:
+    for architecture, expected in (("LlamaForCausalLM", ["text"]), ("LlavaForConditionalGeneration", ["text", "image"])):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        assert swift("models", "show", str(tmp_path), "--json").ok().json()["capabilities"] == expected
 
 
 def test_listing_them_all_is_cheap() -> None:

@@ -216,3 +216,10 @@ def test_a_folder_without_a_readable_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config.json cannot be read: Expecting property name"):
         read_model_config(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(RequestError, match=r"config.json must hold a JSON object, not list"):
+        read_model_config(tmp_path)
+    for names in ("LlamaForCausalLM", [5]):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": names}))
+        with pytest.raises(RequestError, match=r"config.json: architectures must be a list of class names, not "):
+            read_model_config(tmp_path)

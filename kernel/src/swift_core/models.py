@@ -96,8 +96,11 @@ def resolve_model(registry: Registry, component: Component) -> ModelRef:
         raise RequestError(f"model {name!r} is a file; give the folder that holds config.json and the weights")
     if lack := registry.missing("models", name):
         raise lack
+    published = [row["id"] for c in registry.all("models") for row in registry.checkpoints(c)]
+    meant = [ident for ident in published if ident.rpartition("/")[2].lower() == name.lower()][:3]
+    hint = f" Did you mean: {', '.join(meant)}?" if meant else did_you_mean(name, ids)
     raise RequestError(
-        f"model {name!r}: no such folder, and no installed model id.{did_you_mean(name, ids)} Installed ids: {installed}. "
+        f"model {name!r}: no such folder, and no installed model id.{hint} Installed ids: {installed}. "
         "A hub id reads owner/name."
     )
 
@@ -145,8 +148,16 @@ def _plain_folder(registry: Registry, path: Path, component: Component) -> Model
     family = registry.family(architecture, model_type, component.provider)
     code = bool(config.get("auto_map")) and not registry.families(None, model_type)  # the families' types need no such code
     return ModelRef(
-        str(path), str(path.resolve()), loader, family, architecture, quantization, options=component.options, remote_code=code
-    )
+        str(path), str(path.resolve()), loader, family, architecture, quantization, options=component.options, remote_code=code,
+        row=_shared(registry, family, architecture),
+    )  # fmt: skip
+
+
+def _shared(registry: Registry, family: Contribution | None, architecture: str | None) -> dict[str, Any]:
+    """What a folder can do: what all checkpoints of its architecture can that its family's table names."""
+    rows = registry.checkpoints(family) if family else []
+    every = [row.get("capabilities", []) for row in rows if row.get("architecture") == architecture]
+    return {"capabilities": [known for known in every[0] if all(known in row for row in every)]} if every else {}
 
 
 def ships_template(folder: Path) -> bool:

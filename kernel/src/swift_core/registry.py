@@ -218,7 +218,7 @@ def plugin_problem(plugin: Plugin) -> str:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json. Raises RequestError when it cannot be read."""
+    """A model folder's config.json, its `architectures` a list of names. Raises RequestError when it cannot be read."""
     file = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -226,4 +226,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise RequestError(f"{folder} holds no config.json: it is not a model folder.") from None
     except (ValueError, OSError) as err:
         raise RequestError(f"{file} cannot be read: {err}") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{file} must hold a JSON object, not {type(config).__name__}: is it a model's config.json?")
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"{file}: architectures must be a list of class names, not {json.dumps(names)[:80]}")
     return config

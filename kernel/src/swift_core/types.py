@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -85,13 +85,6 @@ class Sample:
     @property
     def trained_tokens(self) -> int:
         return len(self.weights) - self.weights.count(0)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Sample:
-        return cls(**{**data, "spans": [(start, end) for start, end in data["spans"]]})
 
 
 @dataclass(slots=True)
@@ -181,9 +174,7 @@ class ModelParts(Protocol):
     def overridden(self, patterns: Mapping[str, Sequence[str]]) -> ModelParts:
         """With the names that a family's manifest gives."""
 
-    def rated(
-        self, groups: list[dict[str, Any]], named: Mapping[str, Any], rates: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
+    def rated(self, groups: list[dict[str, Any]], named: Mapping[str, Any], rates: Mapping[str, float]) -> list[dict[str, Any]]:
         """Parameter groups with `lr_scale` times the rate of each weight's part; `named` holds the parameters by name."""
 
 

@@ -54,12 +54,14 @@ def train(
         click.echo("dry run: the request is sound; nothing was trained")
     else:
         loss = summary["train_loss"]
+        headed = config.model.options.get("task", "auto") not in ("auto", "causal_lm")
+        use = "infer --dataset ROWS --output FILE" if headed else "chat"
         held = f", eval loss {summary['eval_loss']:.4f}" if summary["eval_loss"] is not None else ""
         click.echo(
             f"done: {summary['steps']} steps in {summary['seconds']:.0f} s, train loss {loss:.4f}{held}, "
             f"{summary['tokens_per_second']:.0f} tokens/s, peak memory {summary['peak_bytes'] / 2**30:.2f} GiB\n"
             f"last checkpoint: {summary['last']}\n"
-            f"talk to it: swift-core chat --model {summary['output']}"
+            f"{'use' if headed else 'talk to'} it: swift-core {use} --model {summary['output']}"
         )
 
 

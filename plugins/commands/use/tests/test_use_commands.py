@@ -89,6 +89,9 @@ def test_one_bad_row_spoils_no_other(tmp_path: Path) -> None:
     assert [(row["row"], row.get("response"), row.get("error")) for row in found] == [
         (0, "A", None), (1, None, "no such thing"), (2, None, "no messages"), (3, "B", None),
     ]  # fmt: skip
+    alone = Record({"messages": [{"role": "assistant", "content": "a text"}]}, "rows:1")
+    assert answer(Upper(), [alone, record(1, "a")], tmp_path / "alone.jsonl")["failed"] == 1
+    assert rows(tmp_path / "alone.jsonl")[0]["error"] == "the row has no message to answer: its only one is the answer"
     with pytest.raises(RunError, match=r"no row could be answered"):
         answer(Upper(), [record(0, "refuse")], tmp_path / "other.jsonl")
 

@@ -150,6 +150,31 @@ def test_the_counts_take_what_does_not_apply_for_passed() -> None:
     assert "- B (b): load: a \\| b" in text
 
 
+def test_the_page_says_which_libraries_were_there() -> None:
+    row = {"kind": "text", "model_type": "a", "name": "A", "checks": {"load": {"state": "pass", "note": ""}}}
+    own = {"transformers": "5", "swift_core": "0"}
+    assert "uses. Not installed: torchvision, timm. This page" in page([row], own, {})
+    assert "uses. Installed beside: timm 1.0; not installed: torchvision. This page" in page([row], own | {"timm": "1.0"}, {})
+    both = own | {"timm": "1.0", "torchvision": "0.28"}
+    assert "uses. Installed beside: torchvision 0.28, timm 1.0. This page" in page([row], both, {})
+
+
+def test_a_torchvision_whose_operators_do_not_load_is_imported_all_the_same(tmp_path: Path) -> None:
+    """It looks its operators up by name while it is imported, and finds none beside a build of torch for the CPU."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "_C.so").write_text("no library")
+    lines = ["import torch", "for name in ('nms', 'qnms'):", "    torch.library.register_fake(f'torchvision::{name}')(print)"]
+    (package / "__init__.py").write_text("\n".join(lines))
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def said(code: str) -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120).stderr
+
+    assert "operator torchvision::nms does not exist" in said("import torchvision")
+    assert said("import swift_plugin_verify.vision_ops, torchvision") == ""
+
+
 @pytest.mark.slow
 def test_text_architectures_pass_in_full(tmp_path: Path) -> None:
     """All of the installed version: at least 94 % pass, and each miss has its reason."""

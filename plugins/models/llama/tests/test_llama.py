@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import pytest
-from jinja2 import Environment
 from swift_core.testing import TemplateContract
-
-TALK = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello"},
-    {"role": "user", "content": "Bye"},
-]
+from swift_plugin_transformers.testing import TALK, render_file
 
 
 class TestTemplate(TemplateContract):
     distribution, id = "swift-plugin-llama", "llama"
 
 
-def render(messages: list[dict[str, str]] = TALK, **kwargs: Any) -> str:
-    """As the tokenizers of the transformers library render: blocks trimmed."""
-
-    def refuse(reason: str) -> None:
-        raise ValueError(reason)
-
-    spec = find_spec("swift_plugin_llama")
-    assert spec
-    assert spec.origin
-    text = (Path(spec.origin).parent / "llama.jinja").read_text(encoding="utf-8")
-    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
-    given = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "raise_exception": refuse}
-    return template.render(messages=messages, **(given | kwargs))
+render = partial(render_file, "swift_plugin_llama", "llama.jinja")
 
 
 def test_writes_what_the_tokenizers_generation_knows() -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from swift_core.errors import RequestError, RunError
 from swift_core.types import Row
 from swift_plugin_transformers.chat import ChatTemplate
 from swift_plugin_transformers.config import ChatTemplateConfig, MediaOptions
 from swift_plugin_transformers.media import MediaError, collect, decode, film, frozen, picture, sound, spread
+from swift_plugin_transformers.tensors import Layout, join
 from swift_plugin_transformers.testing import make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -232,6 +234,41 @@ def test_a_picture_is_shrunk_to_its_budget_of_tokens(limit: int) -> None:
     assert int(grids[1]) == 4  # within the budget: left as it is
 
 
+def own_template(kind: Any, pictures: Any, image: str, more: list[str], **arguments: Any) -> ChatTemplate:
+    chat = media_models.PARTS
+    for name, text in (("IMAGE", image), ("AUDIO", ""), ("VIDEO", "")):
+        chat = chat.replace(name, repr(text))
+    words = media_models.tokenizer([image, *more], chat)
+    words.image_token, words.sep_token = image, more[0]
+    processor = kind(pictures, words, **arguments)
+    processor.chat_template = chat
+    return ChatTemplate(processor, ChatTemplateConfig())
+
+
+def test_a_processor_that_takes_a_list_in_a_list_for_pages_is_given_a_list() -> None:
+    from transformers import GotOcr2Processor
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    pictures = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16})
+    made = own_template(GotOcr2Processor, pictures, "<imgpad>", ["</s>", "<img>", "</img>"])
+    (sample,) = made.encode(asking(media_models.picture(1)))
+    assert sample.text.count("<imgpad>") == 1
+    assert sample.input_ids.count(made.tokenizer.convert_tokens_to_ids("<imgpad>")) == 256
+    assert made.collate([sample]).inputs["pixel_values"].shape == (1, 3, 16, 16)
+
+
+def test_a_processor_that_ends_the_text_in_its_own_way_leaves_it_alone() -> None:
+    from transformers import ChameleonProcessor
+    from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
+
+    pictures = ChameleonImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    more = ["</s>", "<racm3:break>", "<eoss>"]
+    made = own_template(ChameleonProcessor, pictures, "<image>", more, image_seq_length=4)
+    (sample,) = made.encode(asking(media_models.picture(1)))
+    assert sample.input_ids.count(made.tokenizer.convert_tokens_to_ids("<image>")) == 4
+    assert made.tokenizer.sep_token_id not in sample.input_ids
+
+
 def test_a_budget_that_cannot_be_kept_is_told() -> None:
     with pytest.raises(ValueError, match=r"template\.media\.max_tokens, whatever its size"):
         template("llava", max_tokens=5).encode(asking(media_models.picture(1)))
@@ -269,3 +306,16 @@ def test_threads_make_the_same_batches(name: str) -> None:
     plain, threaded = one.collate(samples).inputs, four.collate(samples).inputs
     assert plain.keys() == threaded.keys()
     assert all((plain[key] == threaded[key]).all() for key in plain)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_follow_each_other_in_an_inner_dimension_do_so_in_a_batch() -> None:
+    """As those of processors that lay all pictures of a call end to end, with a first dimension that is always 1."""
+    parts = [{"pixels": torch.full((1, 3, 2, length), float(length))} for length in (4, 6)]
+    places = [(0, 0, 5), (1, 0, 5)]
+    joined = join(parts, places, (2, 5), (), Layout(along={"pixels": 3}))
+    assert joined["pixels"].shape == (1, 3, 2, 10)
+    assert joined["pixels"][0, 0, 0].tolist() == [4.0] * 4 + [6.0] * 6
+    assert join(parts, places, (2, 5), (), Layout(frozenset({"pixels"})))["pixels"].shape == (2, 3, 2, 6)

@@ -234,3 +234,18 @@ def test_a_prompt_that_sees_itself_ends_where_the_answer_begins() -> None:
         batch.inputs["input_ids"][0, -3:] = words.convert_tokens_to_ids("x")
         after = tiny.model(**batch.inputs).logits[0]
     assert torch.allclose(before[:-3], after[:-3], atol=1e-6), "no token of the answer sees a later one"
+
+
+def test_a_text_with_a_placeholder_of_its_own_is_refused() -> None:
+    template = opened("llava")[1]
+    row = {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A default."}]}
+    message = r"the text of messages\[0\] has <image>, which this checkpoint takes for the place of an image"
+    with pytest.raises(ValueError, match=message):
+        template.encode(row)
+    with pytest.raises(ValueError, match=message):
+        template.inputs(row["messages"][:1])
+    tiny = MODELS["llava"]()
+    tiny.processor.image_setting = "ĊĊ"  # a plain token of the vocabulary, as "default" is: no placeholder
+    media = ChatTemplate(tiny.processor, ChatTemplateConfig()).media
+    assert media is not None
+    assert not media.placeholders.search("A ĊĊ.")

@@ -183,6 +183,10 @@ def test_rates_are_factors_of_the_learning_rate() -> None:
         (lambda b: LoraTuned(b, LoraConfig(parts=["audio"])), "tuner.lora.parts: the model has no part 'audio'; its parts: "),
         (lambda b: FullTuned(b, FullConfig()).param_groups(SimpleNamespace(rates={"audio": 0.1})), "trainer.rates: .* 'audio'"),
         (
+            lambda b: FullTuned(b, FullConfig(parts=["vision"])).param_groups(SimpleNamespace(rates={"language": 0.1})),
+            "trainer.rates: nothing of the part 'language' is trained",
+        ),
+        (
             lambda b: tune(b, "full", ["audio"]),
             "freeze: no trained parameter's name begins with 'audio'; .* the model's parts: ",
         ),
@@ -193,7 +197,7 @@ def test_a_part_that_is_not_there_is_told(act: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         act(bundle_of("llava"))
     assert "\n" not in str(caught.value)
-    if "parts" in message:
+    if "its parts" in message:
         assert "language, vision, projector, embeddings, head" in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from swift_plugin_heads import losses, metrics
 from swift_plugin_torch.head import told
 from swift_plugin_transformers.config import TaskTemplateConfig, TransformersConfig
 from swift_plugin_transformers.loading import load_model, load_processor
-from swift_plugin_transformers.tasks import Classify, Tag
+from swift_plugin_transformers.tasks import Classify, Rerank, Tag
 from swift_plugin_transformers.testing import make_tokenizer, save_tiny
 
 
@@ -152,6 +152,34 @@ def test_labels_without_a_place_are_refused() -> None:
         losses.classification(torch.zeros(1, 3), [3])
     with pytest.raises(ValueError, match="labels are 2 numbers, and the model gives 3"):
         losses.classification(torch.zeros(1, 3), [[0.5, 1.0]])
+    with pytest.raises(ValueError, match="some labels are one class, and some are several or numbers"):
+        losses.classification(torch.zeros(2, 3), [1, [0.5]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        (Classify, {"label": -1}, "label -1 is below 0"),
+        (Classify, {"label": float("nan")}, "label must be a finite number, not nan"),
+        (Tag, {"label": [[0, 1, 1], [90, 95, 1]]}, r"label \[90, 95, 1\] lies outside the text, which has 3 characters"),
+        (Tag, {"label": [[2, 2, 1]]}, "lies outside the text"),
+        (Rerank, {"document": "b", "label": 5}, "label 5: a document's label is from 0, no answer, to 1"),
+    ],
+)
+def test_a_label_that_means_nothing_is_refused(folder: str, kind: Any, more: dict[str, Any], message: str) -> None:
+    template = kind(load_processor(folder, TransformersConfig()), TaskTemplateConfig())
+    with pytest.raises(ValueError, match=message):
+        template.encode({"messages": [{"role": "user", "content": "a b"}], **more})
+
+
+def test_a_cut_text_with_tags_is_noted_and_all_documents_are_scored(folder: str) -> None:
+    processor = load_processor(folder, TransformersConfig())
+    row = {"messages": [{"role": "user", "content": "one two three"}], "label": [1, 0, 1]}
+    cut, whole = (Tag(processor, TaskTemplateConfig(max_length=n)).encode(row)[0] for n in (4, 400))
+    assert (cut.notes, len(cut.input_ids), whole.notes) == (["text cut"], 4, [])
+    given = {"messages": row["messages"], "positive": "a", "negatives": ["b", "c"]}
+    for more in (given, {"messages": row["messages"], "documents": ["a", "b", "c"]}):
+        assert len(Rerank(processor, TaskTemplateConfig()).sample(more, labelled=False).label["lengths"]) == 3
 
 
 def test_figures_are_those_of_scikit_learn() -> None:

@@ -224,6 +224,33 @@ def test_a_row_that_does_not_fit_is_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["good"], ["bad"]], "labels are lists of classes: set model.problem=multi_label"),
+        ([0.5, 1.5], "labels are numbers: set model.problem=regression"),
+        ([1, [0]], "model.problem to what is meant"),
+    ],
+)
+def test_a_problem_that_inference_would_not_know_is_asked_for(
+    labels: list[Any], message: str, llama: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "a b", "label": label} for label in labels])
+    with pytest.raises(RequestError, match=message):
+        run(llama, file, tmp_path / "run", "classify", model_options={"labels": ["good", "bad"]})
+
+
+def test_a_regression_has_one_number_and_no_talk(llama: Path, tmp_path: Path) -> None:
+    from swift_plugin_use.chat import chat
+
+    rows = write(tmp_path / "rows.jsonl", [{"text": text, "label": len(text)} for text, _ in TEXTS[:4]])
+    options = {"epochs": 1, "learning_rate": 1e-4}
+    run(llama, rows, tmp_path / "run", "classify", model_options={"problem": "regression"}, options=options)
+    assert [len(answer["values"]) for answer in infer(tmp_path / "run", rows, tmp_path / "a.jsonl")] == [1] * 4
+    failed = CliRunner().invoke(chat, ["--model", str(tmp_path / "run")], input="Hi\n")
+    assert "does not generate text: it has a head; use swift-core infer" in str(failed.exception)
+
+
 def test_sft_refuses_a_model_without_a_next_token(bert: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"text": "a b c"}])
     with pytest.raises(RequestError, match="is a masked language model: give it a head"):

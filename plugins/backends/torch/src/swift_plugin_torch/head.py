@@ -130,7 +130,8 @@ class Open(torch.nn.Module):
 
 def told(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a model whose output layer stays in its place says of a batch: its logits, or of a bare model its last states."""
-    keeps = getattr(getattr(model, "config", None), "use_cache", None) is not None  # an encoder may take no such argument
+    config = getattr(model, "config", None)
+    keeps = config is None or getattr(config, "use_cache", None) is not None  # an encoder may take no such argument
     outputs = model(**inputs, **({"use_cache": False} if keeps else {}))
     logits = getattr(outputs, "logits", None)
     found: torch.Tensor = outputs.last_hidden_state if logits is None else logits

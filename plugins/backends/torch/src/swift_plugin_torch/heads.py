@@ -101,7 +101,7 @@ def _readers(engine: Any, task: str) -> Any:
         return {"label": names[best], "probabilities": {names[n]: share for n, share in enumerate(shares)}}
 
     def tags(outputs: torch.Tensor, sample: Sample, mask: torch.Tensor) -> dict[str, Any]:
-        places = engine.template.tokenizer(sample.text, return_offsets_mapping=True)["offset_mapping"]
+        places = engine.template.tokens(sample.text, offsets=True)["offset_mapping"]
         shares = outputs[0].softmax(-1)
         found = []
         for n, (start, end) in enumerate(places[: int(mask.sum())]):

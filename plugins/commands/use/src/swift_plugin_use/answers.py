@@ -82,6 +82,9 @@ def _answers(engine: Engine, records: list[Record], template: Request, done: int
                 rows[number]["error"] = record.refused
                 continue
             messages, reference = split_reference(record.row)
+            if not messages:
+                rows[number]["error"] = "the row has no message to answer: its only one is the answer"
+                continue
             rows[number] |= {"messages": messages} | ({"reference": reference} if reference is not None else {})
             media = asked_media(record.row, len(messages))
             rows[number] |= named(media)

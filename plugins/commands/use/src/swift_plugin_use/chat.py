@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from swift_core.cli.common import ARGUMENTS, MODEL, TRUST, config_of, options
+from swift_core.errors import RequestError
 from swift_core.events import console_events
 from swift_core.session import Session
 from swift_core.types import Request, Row
@@ -51,7 +52,10 @@ def chat(arguments: tuple[str, ...], adapter: str | None, system: str | None, **
     """Talk to a model, answers appearing as they are made."""
     request = take_request(flags)
     with Session(config_of(arguments, **flags), console_events()) as session:
-        engine = session.engine(model_with(session, adapter))
+        ref = model_with(session, adapter)
+        engine = session.engine(ref)
+        if "predict" in engine.capabilities:
+            raise RequestError(f"model {ref.name} does not generate text: it has a head; use swift-core infer")
         talk = Talk([{"role": "system", "content": system}] if system else [])
         takes_media = "media" in engine.capabilities
         if sys.stdin.isatty():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from swift_plugin_transformers.config import ChatTemplateConfig
 from transformers import CONFIG_MAPPING
 
 from swift_plugin_verify.catalog import Architecture
-from swift_plugin_verify.processors import COUNTS, NoProcessor, make_processor, make_words, processor_class
+from swift_plugin_verify.processors import COUNTS, NoProcessor, Words, make_processor, make_words, processor_class
 from swift_plugin_verify.rows import media_rows
 from swift_plugin_verify.shrink import Shape, shrink
 from swift_plugin_verify.tokens import VOCABULARY, make_tokenizer, token_ids
@@ -51,7 +52,7 @@ def build_media(architecture: Architecture, folder: Path) -> Any:
         tokenizer = words.tokenizer
         size = max(VOCABULARY, -(-len(tokenizer) // 64) * 64)
         ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in words.texts.items()}
-        config = tiny_config(architecture, Shape(size, token_ids(tokenizer) | ids))
+        config = tiny_config(architecture, Shape(size, token_ids(tokenizer) | ids), words)
         model = tiny_model(architecture.name, config)
         takes_count = any(name in COUNTS for name in inspect.signature(kind.__init__).parameters)
         faults: list[str] = []
@@ -69,6 +70,7 @@ def build_media(architecture: Architecture, folder: Path) -> Any:
         raise
     except Exception as err:
         raise CannotBuild(f"no processor: {one_line(err)}") from err
+    processor.tokenizer.backend_tokenizer.no_padding()  # trying it left padding switched on, which would be saved
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model
@@ -86,10 +88,19 @@ def refuses(model: Any, processor: Any, kind: str) -> str | None:
     return None
 
 
-def tiny_config(architecture: Architecture, shape: Shape) -> Any:
-    """The configuration by rule. Raises CannotBuild."""
+def tiny_config(architecture: Architecture, shape: Shape, words: Words | None = None) -> Any:
+    """The configuration by rule; `words`: the special tokens, for one that has none of its own. Raises CannotBuild."""
     try:
-        return shrink(config_class(architecture), shape)
+        cls = config_class(architecture)
+        names = {field.name for field in fields(cls)}
+        kinds = [name for name in ("image", "video") if words and name in words.texts]  # ids that are None by default
+        given: dict[str, Any] = {
+            f"{name}_token_{end}": shape.tokens[name] for name in kinds for end in ("id", "index")
+            if f"{name}_token_{end}" in names and getattr(cls(), f"{name}_token_{end}") is None
+        }  # fmt: skip
+        if words and "vocabulary_map" in names:
+            given["vocabulary_map"] = words.tokenizer.get_added_vocab()
+        return shrink(cls, shape, given)
     except Exception as err:
         raise CannotBuild(f"no tiny configuration: {one_line(err)}") from err
 
@@ -105,6 +116,8 @@ def config_class(architecture: Architecture) -> type:
 def tiny_model(name: str, config: Any) -> Any:
     """A model of a class with random weights, always the same. Raises CannotBuild."""
     cls = getattr(transformers, name)
+    if cls.forward is torch.nn.Module.forward:
+        raise CannotBuild("the class has no forward pass to train through: only its parts have one")
     try:
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in cls(config).parameters())

@@ -28,20 +28,29 @@ def architectures() -> list[Architecture]:
     """All that the library's tables for text generation, image-text and audio-language models name."""
     from transformers.models.auto import modeling_auto as auto
 
-    image = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    listed = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    blind = {model_type: name for model_type, name in listed.items() if _reads_text_only(model_type, name)}
+    image = {model_type: name for model_type, name in listed.items() if model_type not in blind}
     audio = {
-        model_type: name for model_type, name in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if model_type not in image
+        model_type: name for model_type, name in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if model_type not in listed
     }
     for model_type, name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
         if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "flamingo" in model_type:
             audio.setdefault(model_type, name)
     text = {
-        model_type: name for model_type, name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        model_type: name for model_type, name in {**blind, **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}.items()
         if name not in {*image.values(), *audio.values()}
     }  # fmt: skip
     kinds = zip(KINDS, (text, image, audio), strict=True)
     found = [Architecture(kind, model_type, name) for kind, table in kinds for model_type, name in sorted(table.items())]
     return [one for one in found if not _stands_for_its_text_part(one, found)]
+
+
+def _reads_text_only(model_type: str, name: str) -> bool:
+    """Whether a class of the table for images is a text model: one for a causal language, whose configuration has no parts."""
+    from transformers import CONFIG_MAPPING
+
+    return name.endswith("ForCausalLM") and not CONFIG_MAPPING[model_type].sub_configs
 
 
 def _stands_for_its_text_part(one: Architecture, found: Sequence[Architecture]) -> bool:

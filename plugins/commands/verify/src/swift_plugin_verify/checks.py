@@ -6,6 +6,7 @@ A check returns a remark, raises `Failed` with the reason, or `NotApplicable` wh
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from swift_plugin_torch.engine import TransformersEngine
 from swift_plugin_transformers.chat import ChatTemplate
 from swift_plugin_transformers.config import ChatTemplateConfig, TransformersConfig
 from swift_plugin_transformers.loading import load_model, load_processor
+from transformers import GenerationConfig, GenerationMixin
 
 from swift_plugin_verify.build import one_line
 from swift_plugin_verify.rows import media_rows, text_rows
@@ -198,19 +200,47 @@ def generate(subject: Subject) -> str:
     prompt = list(bundle.template.prompt(subject.rows()[0]["messages"][:1]))
     engine = TransformersEngine(bundle, TransformersEngineConfig())
     (made,) = engine.generate([Request(token_ids=prompt, max_tokens=NEW_TOKENS)])
-    ids, close = list(prompt), 0.0
-    with torch.no_grad():
-        for token in made.token_ids:
-            row = torch.tensor([ids])
-            scores = bundle.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1].float()
-            close = float(scores.max() - scores[token])
-            if close > 1e-3:
-                at = len(ids) - len(prompt)
-                raise Failed(f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)")
-            ids.append(token)
     if not made.token_ids:
         raise Failed("nothing was generated")
-    return f"{len(made.token_ids)} tokens"
+    fault = unlike_plain(bundle.model, prompt, made.token_ids)
+    if fault is None:
+        return f"{len(made.token_ids)} tokens"
+    if not prepares_inputs(bundle.model) or unlike_own(bundle.model, prompt, made.token_ids):
+        raise Failed(fault)
+    return f"{len(made.token_ids)} tokens, as its own preparation of inputs makes without a cache; a plain pass makes others"
+
+
+def unlike_plain(model: Any, prompt: list[int], made: list[int]) -> str | None:
+    """The first token that a loop of plain forward passes would not have made; None where there is none."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for at, token in enumerate(made):
+            row = torch.tensor([ids])
+            scores = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1].float()
+            close = float(scores.max() - scores[token])
+            if close > 1e-3:
+                return f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)"
+            ids.append(token)
+    return None
+
+
+def prepares_inputs(model: Any) -> bool:
+    """Whether a class makes the inputs of a step itself, such as with a mask token at the place to predict: then what it
+    generates need not be what a plain pass over the same tokens predicts."""
+    return type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+
+
+def unlike_own(model: Any, prompt: list[int], made: list[int]) -> bool:
+    """Whether the library's own generation without a cache makes other tokens."""
+    row = torch.tensor([prompt])
+    own = model.generation_config
+    config = GenerationConfig(
+        max_new_tokens=len(made), do_sample=False, use_cache=False, pad_token_id=own.pad_token_id,
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id,
+    )  # fmt: skip
+    with torch.no_grad():
+        ids = model.generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=config)[0].tolist()
+    return bool(ids[len(prompt) :] != made)
 
 
 def generate_with_media(subject: Subject) -> str:
@@ -229,7 +259,9 @@ def generate_with_media(subject: Subject) -> str:
     length, new = inputs["input_ids"].shape[1], torch.tensor([made.token_ids[:count]], dtype=torch.long)
     for key, value in inputs.items():  # values for each token go on over the answer: text, seen, of no medium
         if value.shape[:2] == (1, length) and not value.is_floating_point():
+            last = value[:, -1:].repeat(1, count, *[1] * (value.ndim - 2))  # which media a token sees
             more = {"input_ids": new, "attention_mask": torch.ones_like(new)}.get(key, torch.zeros_like(new))
+            more = more if value.ndim == 2 else last
             inputs[key] = torch.cat([value, more], 1)
     with torch.no_grad():
         found = bundle.model(**inputs, use_cache=False).logits[0].float()
@@ -265,9 +297,12 @@ def tower(subject: Subject) -> str:
     parts = ("vision", "audio") if bundle.parts is None else tuple(bundle.parts.names)
     of: Any = bundle.parts.of if bundle.parts is not None else (lambda name: ())
     wanted = "vision" if subject.kind == "image" else "audio"
+    wanted = wanted if wanted in parts else "projector"  # what reads the media of a model without a tower
     own = {name: p for name, p in tuned.trainable().items() if wanted in of(name)}
     if not own:
         raise Failed(f"no parameter is of the part {wanted}; parts: {', '.join(parts)}")
+    if any(re.search(r"codebook|quantize", name) for name in own):
+        raise NotApplicable("its pictures become words of the vocabulary, through which no gradient passes")
     reached = [name for name, p in own.items() if p.grad is not None and float(p.grad.abs().max()) > 0]
     if not reached:
         raise Failed(f"none of the {len(own)} parameters of the {wanted} part has a gradient")

@@ -20,6 +20,8 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 from swift_plugin_verify.shrink import NOT_TOKENS, TOKEN
 from swift_plugin_verify.tokens import ALIASES, BASE, chat_template, make_tokenizer
@@ -75,8 +77,10 @@ def make_words(model_type: str, kind: Any) -> Words:
     own = exceptions().get(model_type, {})
     texts |= own.get("tokens", {})
     plain = {name: text for name, text in texts.items() if name not in BASE and name not in ALIASES}
-    special = [*LITERAL.findall(source), *own.get("special", [])]
-    tokenizer = make_tokenizer(special, **{f"{name}_token": text for name, text in plain.items()})
+    unnamed = own.get("unnamed", [])
+    special = [*LITERAL.findall(source), *own.get("special", []), *(plain[name] for name in unnamed)]
+    named = {f"{name}_token": text for name, text in plain.items() if name not in unnamed}
+    tokenizer = make_tokenizer(special, **named)
     return Words(tokenizer, plain)
 
 
@@ -101,7 +105,7 @@ def make_processor(model_type: str, kind: Any, words: Words, config: Any, count:
         if part == "tokenizer" or part.endswith("_tokenizer"):
             parts.append(words.tokenizer)
         elif part == "video_processor":
-            parts.append(without_videos(own.get("video", {}), kind.__name__))
+            parts.append(video_processor(model_type, config, own.get("video", {}), kind.__name__))
         elif part == "image_processor":
             parts.append(image_processor(model_type, config, own.get("image", {})))
         else:
@@ -133,17 +137,31 @@ def template_of(model_type: str, processor: Any, words: Words) -> str:
 
 
 def image_processor(model_type: str, config: Any, given: dict[str, Any]) -> Any:
-    """The architecture's image processor on pillow. Raises NoProcessor where the library has one on torchvision only."""
+    """The architecture's image processor, on pillow where there is such a one. Raises NoProcessor."""
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
-    name = given.get("class") or (names.get("pil") if isinstance(names, dict) else None)
+    name = given.get("class") or names.get("pil") or (names.get("torchvision") if is_torchvision_available() else None)
     if not name:
-        raise NoProcessor("its image processor needs torchvision")
-    cls = getattr(transformers, name)
+        raise NoProcessor("its image processor needs torchvision" if names else "the library names no image processor for it")
+    return small(getattr(transformers, name), config, given)
+
+
+def video_processor(model_type: str, config: Any, given: dict[str, Any], owner: str) -> Any:
+    """The architecture's video processor; without torchvision, what refuses videos. Raises NoProcessor."""
+    if not is_torchvision_available():
+        return without_videos(given, owner)
+    name = given.get("class") or (VIDEO_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).get("torchvision")
+    if not name:
+        raise NoProcessor("the library names no video processor for it")
+    return small(getattr(transformers, name), config, given)
+
+
+def small(cls: Any, config: Any, given: dict[str, Any]) -> Any:
+    """An image or video processor that makes small pictures."""
     default = cls()
     options: dict[str, Any] = {}
     for field in ("size", "crop_size", "max_image_size", "high_res_size"):
         size = getattr(default, field, None)
-        if size is not None:
+        if size is not None and not isinstance(size, int):
             options[field] = _size(dict(size))
     for field, value in (("patch_size", _vision(config, "patch_size")), ("min_pixels", 256), ("max_pixels", 1024)):
         if getattr(default, field, None) is not None and value is not None:

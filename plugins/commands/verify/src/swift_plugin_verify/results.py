@@ -1,20 +1,28 @@
 """The results of a run, one JSON object a line, as they come: a second call goes on where the first one stopped.
 
-A row is known by its subject and by the versions of the transformers library and of swift-core that it was made with.
+A row is known by its subject and by the versions of the libraries that it was made with.
 """
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+BESIDE = ("torchvision", "timm")  # libraries that some architectures need, and most do without
 
 
 def versions() -> dict[str, str]:
-    return {"transformers": version("transformers"), "swift_core": version("swift-core")}
+    """Of the two libraries that every result depends on, and of those that are installed beside them."""
+    found = {"transformers": version("transformers"), "swift_core": version("swift-core")}
+    for name in BESIDE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 class Results:

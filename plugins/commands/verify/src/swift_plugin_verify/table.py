@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from swift_plugin_verify.results import Row, passes, reasons
+from swift_plugin_verify.results import BESIDE, Row, passes, reasons
 
 TITLES = {"text": "Text generation", "image": "Image and text", "audio": "Audio and text", "folder": "Folders"}
 SIGNS = {"pass": "yes", "n/a": "–", "fail": "**no**", "not run": "·"}
@@ -13,7 +13,7 @@ HEAD = """# Models
 
 What `swift-core models verify` found with transformers {transformers} and swift-core {swift_core}. Each architecture was built
 as a tiny random model, saved under a random name with a tokenizer or processor made locally, and taken through the parts that
-a run uses. This page is generated: `swift-core models verify --table docs/models.md`.
+a run uses. {beside}. This page is generated: `swift-core models verify --table docs/models.md`.
 
 {counts}
 
@@ -61,9 +61,18 @@ def page(rows: Sequence[Row], versions: Mapping[str, str], families: Mapping[str
     seconds = sum(row.get("seconds", 0) for row in rows)
     lines.append(f"- {seconds / 60:.0f} minutes of one core in all")
     told = "\n".join(f"| {name} | {CHECKS[name]} |" for name in used)
-    parts = [HEAD.format(counts="\n".join(lines), checks=told, **versions)]
+    parts = [HEAD.format(counts="\n".join(lines), checks=told, beside=_beside(versions), **versions)]
     parts += [_section(kind, [row for row in rows if row["kind"] == kind], families) for kind in counts(rows)]
     return "\n".join(parts)
+
+
+def _beside(versions: Mapping[str, str]) -> str:
+    """Which of the libraries that some architectures need were there."""
+    there = [f"{name} {versions[name]}" for name in BESIDE if name in versions]
+    lacking = [name for name in BESIDE if name not in versions]
+    told = [f"Installed beside: {', '.join(there)}"] if there else []
+    told += [f"{'not' if there else 'Not'} installed: {', '.join(lacking)}"] if lacking else []
+    return "; ".join(told)
 
 
 def _section(kind: str, rows: Sequence[Row], families: Mapping[str, str]) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 from swift_plugin_verify.catalog import Architecture
 
 WARM = [
-    "torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "transformers.generation",
-    "peft", "safetensors.torch", "swift_plugin_verify.checks", "swift_plugin_verify.build",
+    "torch", "swift_plugin_verify.vision_ops", "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama", "transformers.generation", "peft", "safetensors.torch",
+    "swift_plugin_verify.checks", "swift_plugin_verify.build",
 ]  # fmt: skip
 """What the server imports once, in the order given."""
 

@@ -15,7 +15,10 @@ class TransformersConfig:
     task: Literal["auto", "causal_lm", "sequence_classification", "token_classification", "embedding", "reranker", "reward"] = (
         option("auto", "what the model's head does; auto is what its config.json says")
     )
-    num_labels: int | None = option(None, "classes of a classification head; default: as many as labels, else config.json's")
+    num_labels: int | None = option(
+        None,
+        "classes of a head, or numbers of a regression; default: as many as labels, else 1 number, else config.json's",
+    )
     labels: list[str] = option([], "names of the classes, in the order of their numbers; rows may then name them")
     problem: Literal["single_label", "multi_label", "regression"] | None = option(
         None, "what sequence classification predicts: one class, a set of classes, or num_labels numbers"

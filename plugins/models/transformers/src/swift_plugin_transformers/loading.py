@@ -95,7 +95,10 @@ def check_loaded(source: str, model: Any, info: dict[str, Any], task: str) -> No
         missing = [name for name in missing if name not in new]
         unused = [name for name in unused if name.startswith(base)]  # the head that it had is left behind
         if new and not bare:
-            warnings.warn(f"model {source}: its head for {task} is new, drawn from the seed: {', '.join(new)}")
+            names = ", ".join(new)
+            warnings.warn(
+                f"model {source}: its head for {task} is new, drawn from the seed (an adapter may bring its own): {names}"
+            )
     if missing:
         raise RequestError(f"model {source} lacks {len(missing)} weights, {missing[0]} first: is the folder complete?")
     if unused:
@@ -108,6 +111,8 @@ def set_labels(model_config: Any, task: str, config: TransformersConfig, process
     count = 1 if task in ("reranker", "reward") else config.num_labels or len(config.labels) or None
     if config.labels and config.num_labels not in (None, len(config.labels)):
         raise RequestError(f"model.num_labels is {config.num_labels}, and model.labels has {len(config.labels)} names")
+    if count is None and config.problem == "regression" and model_config.problem_type != "regression":
+        count = 1  # a folder that is no regression model says nothing of its numbers
     if count:
         model_config.num_labels = count
     if config.labels and task in ("sequence_classification", "token_classification"):

@@ -235,6 +235,10 @@ def decode(placed: Placed, rate: int, options: MediaOptions) -> Decoded:
 def _reason(err: Exception) -> str:
     if isinstance(err, FileNotFoundError):
         return "no such file"
+    if isinstance(err, IsADirectoryError):
+        return "it is a folder"
+    if type(err).__name__ == "UnidentifiedImageError":
+        return "pillow cannot identify it as a picture: it is damaged, or of another form"
     if isinstance(err, ModuleNotFoundError):
         package = {"PIL": "pillow"}.get(str(err.name).split(".")[0], err.name)
         return f"{package} is missing. Get it: pip install {package}"

@@ -31,6 +31,11 @@ from swift_plugin_transformers.tensors import Layout, join, tensors_of
 NAMED = re.compile(r"image|video|audio|vision|boi|boa|bov|img")  # attributes of a processor that hold a placeholder
 SHAPED = re.compile(r"<\|?(?:image|video|audio)(?:_\d+)?\|?>|\[IMG\]")
 TRIES = 8  # sizes tried to keep a medium within `max_tokens`
+FLAT = {"GotOcr2Processor", "IdeficsProcessor"}  # those that read a list in a list as pages of one picture, or set it last
+TOLD = {  # what some processors must be told, to leave the end of the text alone or to say all that the model needs
+    "ChameleonProcessor": {"return_for_text_completion": True},
+    "Cosmos3EdgeProcessor": {"return_mm_token_type_ids": True},
+}
 OURS = ("input_ids", "attention_mask", "offset_mapping", "text_replacement_offsets", "video_metadata", "labels")
 
 
@@ -72,6 +77,7 @@ class Multimodal:
     def collect(self, row: Row) -> tuple[list[Row], list[Placed]]:
         """A row's messages with bare media parts, and the media of each. Raises ValueError."""
         messages, media = collect(row)
+        self._check_texts(messages)
         media = [[(kind, frozen(reference, kind)) for kind, reference in placed] for placed in media]
         if self.options.video_as_images:
             messages, media = self._unfold(messages, media)
@@ -80,6 +86,23 @@ class Multimodal:
             hint = "; template.media.video_as_images=true shows its frames" if lacking == ["video"] else ""
             raise ValueError(f"the row has {KINDS[lacking[0]]}, which this checkpoint's processor does not take{hint}")
         return messages, media
+
+    def _check_texts(self, messages: list[Row]) -> None:
+        """Raise ValueError for a text with a token that stands for a medium: the model would look for one."""
+        for n, message in enumerate(messages):
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            texts = [str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in parts]
+            words = (match[0] for text in texts for match in self.placeholders.finditer(text))
+            if word := next((word for word in words if word in self._added), None):
+                raise ValueError(
+                    f"the text of messages[{n}] has {word}, which this checkpoint takes for the place of an image, a video or "
+                    "a sound; give the row its media, or take it out"
+                )
+
+    @cached_property
+    def _added(self) -> frozenset[str]:
+        return frozenset(self.tokenizer.get_added_vocab())
 
     def _unfold(self, messages: list[Row], media: list[Placed]) -> tuple[list[Row], list[Placed]]:
         """Videos as so many pictures."""
@@ -160,11 +183,12 @@ class Multimodal:
 
     def call(self, text: str, media: Decoded, processor: Any = None, **more: Any) -> dict[str, Any]:
         """What the processor makes of one text: tensors, with a first dimension of 1 where it counts texts."""
-        arguments: dict[str, Any] = {**self.options.processor, **more, "text": [text]}
+        name = type(self.processor).__name__
+        arguments: dict[str, Any] = {**TOLD.get(name, {}), **self.options.processor, **more, "text": [text]}
         if not self._adds(text):
             arguments["add_special_tokens"] = False
         if media.images:
-            arguments["images"] = [media.images]
+            arguments["images"] = media.images if name in FLAT else [media.images]
         if media.videos:
             arguments.update(videos=[media.videos], video_metadata=media.metadata, do_sample_frames=False)
         if media.audios:
@@ -240,6 +264,7 @@ class Multimodal:
             attributes = {**vars(holder), **(getattr(holder, "special_tokens_map", None) or {})}
             found |= {str(value) for key, value in attributes.items() if isinstance(value, str) and NAMED.search(key)}
         known = self.tokenizer.get_vocab()
+        known = {word for word in known if word in self._added or re.search(r"\W", word)}  # "default" is no placeholder
         words = sorted((word for word in found if 1 < len(word) <= 64 and word in known), key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, words), SHAPED.pattern]))
 
@@ -334,13 +359,32 @@ class Multimodal:
 
     @cached_property
     def layout(self) -> Layout:
-        """Which tensors count rows first. Two pictures in one text tell: a tensor with a first dimension of 1 counts rows."""
+        """Which tensors count rows first. Two pictures in one text tell: a tensor with a first dimension of 1 counts rows,
+        unless it is 1 for two texts too, and another dimension grows."""
         rows: set[str] = set()
+        along: dict[str, int] = {}
         for kind in sorted(self.kinds):
-            for key, value in self._tried(kind).items():
-                if value.ndim > 1 and value.shape[0] == 1:
-                    rows.add(key)
-        return Layout(frozenset(rows))
+            found = {key: value for key, value in self._tried(kind).items() if value.ndim > 1 and value.shape[0] == 1}
+            if kind == "image" and any(value.ndim > 3 for value in found.values()):
+                along |= self._grown(found)
+            rows |= {key for key in found if not key.startswith("qformer_")} - along.keys()  # those: a question a picture
+        return Layout(frozenset(rows), along)
+
+    def _grown(self, found: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Of tensors of a text with two pictures, those that two texts with one each make too, and the dimension in which
+        the pictures follow each other there."""
+        from PIL import Image
+
+        try:
+            text = self.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}])
+            pictures = [[Image.new("RGB", size, (90, 120, 30))] for size in ((96, 64), (64, 96))]
+            two = tensors_of(dict(self._own()(text=[text, text], images=pictures, return_tensors="pt", padding=True)))
+            one = tensors_of(dict(self._own()(text=[text], images=pictures[:1], return_tensors="pt")))
+        except Exception:
+            return {}
+        same = [key for key, value in found.items() if value.ndim > 3 and key in two and two[key].shape == value.shape]
+        grown = {key: [d for d in range(1, found[key].ndim) if one[key].shape[d] != two[key].shape[d]] for key in same}
+        return {key: dimensions[0] for key, dimensions in grown.items() if len(dimensions) == 1}
 
     def _tried(self, kind: str) -> dict[str, torch.Tensor]:
         """The tensors of a text with two small media of a kind; nothing where the processor does not take two."""

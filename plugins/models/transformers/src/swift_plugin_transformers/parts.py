@@ -24,7 +24,7 @@ PROJECTOR = re.compile(
     r"language_proj|multi_modal|multimodal|modality"
 )
 VISION = re.compile(r"vision|visual|image|video|vit$|siglip|sam_|^sam$|high_res|^vpm$|vqmodel|vq_?vae|tile_|^img")
-AUDIO = re.compile(r"audio|speech|sound|^apm$|whisper|codec")
+AUDIO = re.compile(r"audio|speech|sound|acoustic|semantic_tokenizer|^apm$|whisper|codec")
 LANGUAGE = re.compile(r"^(language_model|text_model|llm|decoder|text_decoder|text_backbone|talker)$")
 INNER = re.compile(r"merger|projector|projection|connector|aligner|resampler")  # a projector at the end of a tower
 
@@ -58,14 +58,18 @@ class Parts:
         self.check(list(rates), "trainer.rates")
         names = {id(parameter): name for name, parameter in named.items()}
         split: list[dict[str, Any]] = []
+        used: set[str] = set()
         for group in groups:
             by_rate: dict[float, list[Any]] = {}
             for parameter in group["params"]:
                 parts = self.of(names[id(parameter)])
-                rate = next((rates[part] for part in (*WITHIN, *WHOLE) if part in rates and part in parts), 1.0)
-                by_rate.setdefault(rate, []).append(parameter)
+                own = next((part for part in (*WITHIN, *WHOLE) if part in rates and part in parts), None)
+                used |= {own} if own else set()
+                by_rate.setdefault(rates[own] if own else 1.0, []).append(parameter)
             scale = group.get("lr_scale", 1.0)
             split += [{**group, "params": found, "lr_scale": scale * rate} for rate, found in by_rate.items()]
+        if idle := [part for part in rates if part not in used]:
+            raise RequestError(f"trainer.rates: nothing of the part {idle[0]!r} is trained; see freeze and the tuner's parts")
         return split
 
     def overridden(self, patterns: Mapping[str, Sequence[str]]) -> Parts:
@@ -88,7 +92,8 @@ def find_parts(model: Any, patterns: Mapping[str, Sequence[str]] | None = None) 
     found: dict[str, list[str]] = {}
     decoder = _decoder(model)
     _walk(model, "", decoder, found)
-    if not set(found) & {"vision", "audio"}:  # text alone: all of it
+    sees = getattr(getattr(model, "config", None), "vision_config", None) is not None  # by a projector alone, it may be
+    if not set(found) & {"vision", "audio"} and not (sees and "projector" in found):  # text alone: all of it
         found = {"language": [""]}
     ends = [("embeddings", "get_input_embeddings"), ("head", "get_output_embeddings")]
     for part, method in ends:

@@ -72,7 +72,7 @@ def _processor_class(source: str, config: TransformersConfig, where: dict[str, A
         return None
     if getattr(model_config, "auto_map", None) and config.trust_remote_code:
         return AutoProcessor
-    return PROCESSOR_MAPPING.get(type(model_config), AutoProcessor)
+    return PROCESSOR_MAPPING.get(type(model_config), None) or _named(folder) or AutoProcessor
 
 
 def _load(kind: Any, source: str, config: TransformersConfig, where: dict[str, Any]) -> Any:

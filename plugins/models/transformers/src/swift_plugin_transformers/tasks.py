@@ -6,6 +6,7 @@ what it stands for. A batch pads all texts of its samples on the right: N texts 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -51,16 +52,14 @@ class TaskTemplate:
             label["second"] = second
         return Sample(ids, [1.0] * len(ids), label=label, notes=["text cut"] if any(text.get("cut") for text in texts) else [])
 
-    def tokens(self, text: str, pair: str | None = None, special: bool = True) -> dict[str, Any]:
+    def tokens(self, text: str, pair: str | None = None, special: bool = True, offsets: bool = False) -> dict[str, Any]:
         """Ids of a text or a pair, cut to `max_length` by the tokenizer, which keeps its special tokens."""
-        limit = self.config.max_length
-        whole = self.tokenizer(text, pair, add_special_tokens=special, return_attention_mask=False)
+        limit, how = self.config.max_length, {"add_special_tokens": special, "return_attention_mask": False}
+        how |= {"return_offsets_mapping": True} if offsets else {}
+        whole = self.tokenizer(text, pair, **how)
         if limit is None or len(whole["input_ids"]) <= limit:
             return dict(whole)
-        cut = self.tokenizer(
-            text, pair, add_special_tokens=special, return_attention_mask=False, truncation=True, max_length=limit
-        )
-        return {**cut, "cut": True}
+        return {**self.tokenizer(text, pair, truncation=True, max_length=limit, **how), "cut": True}
 
     def text(self, messages: Sequence[Row], tools: Any = None) -> dict[str, Any]:
         """A message as it is, a conversation as the checkpoint's chat template renders it."""
@@ -119,7 +118,9 @@ class TaskTemplate:
             raise ValueError(f"label {label!r} is no known class{known}")
         if isinstance(label, bool) or not isinstance(label, (int, str)):
             raise ValueError(f"label {label!r} is no class: give a name or a number")
-        if not 0 <= int(label) < (count or int(label) + 1):
+        if int(label) < 0:
+            raise ValueError(f"label {label} is below 0: classes count from 0")
+        if count and int(label) >= count:
             raise ValueError(f"label {label} is not below the number of classes, {count}")
         return int(label)
 
@@ -160,8 +161,7 @@ class Tag(TaskTemplate):
         text = "\n".join(content(message) for message in row["messages"])
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError("labels of tokens need a fast tokenizer, one with a tokenizer.json")
-        limit = {} if self.config.max_length is None else {"truncation": True, "max_length": self.config.max_length}
-        encoded = self.tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, **limit)
+        encoded = self.tokens(text, offsets=True)
         places = [(a, b) for a, b in encoded["offset_mapping"]]
         value = self.labels(text, places, row.get("label")) if labelled else [0] * len(places)
         sample = self.make([encoded], value)
@@ -173,7 +173,7 @@ class Tag(TaskTemplate):
         if not isinstance(label, list):
             raise RequestError("the row has no list 'label': one for each word, or [start, end, label] spans")
         if any(isinstance(item, list) for item in label) or (not label and text):
-            return self._spans(places, label)
+            return self._spans(text, places, label)
         words = [match.span() for match in re.finditer(r"\S+", text)]
         if len(words) != len(label):
             raise ValueError(f"the row has {len(words)} words and {len(label)} labels")
@@ -187,14 +187,17 @@ class Tag(TaskTemplate):
                 word += 1
         return found
 
-    def _spans(self, places: list[tuple[int, int]], label: list[Any]) -> list[int]:
+    def _spans(self, text: str, places: list[tuple[int, int]], label: list[Any]) -> list[int]:
         found = [0 if start < end else IGNORED for start, end in places]
         for span in label:
             if not (isinstance(span, list) and len(span) == 3 and all(isinstance(at, int) for at in span[:2])):
                 raise ValueError(f"label {span!r}: a span is [start, end, label], in characters")
+            if not 0 <= span[0] < span[1] <= len(text):
+                raise ValueError(f"label {span!r} lies outside the text, which has {len(text)} characters")
+            number = self.number(span[2])
             for n, (start, end) in enumerate(places):
                 if start < end and start < span[1] and end > span[0]:
-                    found[n] = self.number(span[2])
+                    found[n] = number
         return found
 
     def weigh(self, values: Sequence[Any]) -> float:
@@ -238,14 +241,13 @@ class Rerank(TaskTemplate):
     def sample(self, row: Row, labelled: bool = True) -> Sample:
         query = content(row["messages"][-1])
         if not labelled:
-            documents = row.get("documents") or [row.get("document", row.get("positive"))]
-            if documents == [None]:
-                raise ValueError("the row has no 'document' or 'documents' to score")
-            documents, value = [_string(text, "document") for text in documents], None
+            documents, value = [_string(text, "document") for text in _to_score(row)], None
         else:
             documents, value = documents_of(row)
             if value is None and len(documents) < 2:
                 raise ValueError("the row has a 'positive' and no 'negatives': nothing to rank it against")
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"label {value:g}: a document's label is from 0, no answer, to 1, an answer")
         return self.make([self._pair(query, document) for document in documents], value)
 
     def _pair(self, query: str, document: str) -> dict[str, Any]:
@@ -308,6 +310,16 @@ def documents_of(row: Row) -> tuple[list[str], float | None]:
     return [_string(positive, "positive"), *(_string(text, "negatives") for text in negatives)], None
 
 
+def _to_score(row: Row) -> list[Any]:
+    """The documents of a row without regard to its label: `documents`, `document`, or the positive before the negatives."""
+    for key in ("documents", "document"):
+        if row.get(key):
+            return row[key] if isinstance(row[key], list) else [row[key]]
+    if row.get("positive") is None:
+        raise ValueError("the row has no 'document' or 'documents' to score")
+    return list(documents_of({**row, "document": None})[0])
+
+
 def content(message: Row) -> str:
     """What a message says. Raises ValueError for media, which heads do not take yet."""
     said = message.get("content") or ""
@@ -327,4 +339,6 @@ def _string(value: Any, name: str) -> str:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)

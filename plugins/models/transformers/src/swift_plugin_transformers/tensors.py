@@ -8,7 +8,7 @@ differ are padded with zeros at their ends: masks and sizes beside them say what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from swift_core.errors import RunError
 
 @dataclass(frozen=True)
 class Layout:
-    """`rows` names the tensors whose first dimension counts texts."""
+    """`rows` names the tensors whose first dimension counts texts; `along`, those whose media follow each other in another
+    dimension, with that: their first is always 1."""
 
     rows: frozenset[str] = frozenset()
+    along: Mapping[str, int] = field(default_factory=dict)
 
 
 Place = tuple[int, int, int]  # of a text in the batch: its row, its first token there, and its tokens
@@ -76,6 +78,8 @@ def join(
             raise RunError(f"media: the processor gives {key} in shapes that make no batch: {shapes}")
         if all(_each_token(part, place) for part, place in have):
             joined[key] = _by_token(have, size)
+        elif key in layout.along:
+            joined[key] = torch.cat([part for part, _ in have], layout.along[key])
         elif key in layout.rows:
             joined[key] = _by_row(have, size[0])
         else:

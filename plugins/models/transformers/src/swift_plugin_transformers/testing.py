@@ -1,10 +1,13 @@
-"""pytest fixtures for plugin authors: a tiny random Llama with a byte-level tokenizer and a ChatML template.
+"""For plugin authors: pytest fixtures of a tiny random Llama with a byte-level tokenizer and a ChatML template, and how a
+family's template file is rendered.
 
 Nothing is downloaded; torch is imported when a fixture is used, not when pytest starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,30 @@ CHATML = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+]
+
+
+def render_file(package: str, file: str, messages: Sequence[dict[str, Any]] = TALK, **kwargs: Any) -> str:
+    """What a package's Jinja file writes, as the tokenizers of the transformers library render: blocks trimmed. The package is
+    not imported."""
+    from jinja2 import Environment
+
+    def refuse(reason: str) -> None:
+        raise ValueError(reason)
+
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    text = (Path(spec.origin).parent / file).read_text(encoding="utf-8")
+    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+    given = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "raise_exception": refuse}
+    return template.render(messages=messages, **(given | kwargs))
 
 
 def make_tokenizer() -> Any:

@@ -22,7 +22,10 @@ def classification(logits: torch.Tensor, values: Sequence[Any]) -> torch.Tensor:
     if kind == "regression":
         target = torch.tensor(values, dtype=torch.float32, device=logits.device)
         if target.shape != logits.shape:
-            raise ValueError(f"labels are {target.shape[-1]} numbers, and the model gives {logits.shape[-1]}: model.num_labels")
+            raise ValueError(
+                f"labels are {target.shape[-1]} numbers, and the model gives {logits.shape[-1]}; set model.problem=regression "
+                f"model.num_labels={target.shape[-1]}"
+            )
         return functional.mse_loss(logits, target, reduction="none").mean(1).sum()
     highest = max((max(value, default=0) if kind == "multi_label" else value for value in values), default=0)
     if highest >= logits.shape[-1]:
@@ -34,8 +37,12 @@ def classification(logits: torch.Tensor, values: Sequence[Any]) -> torch.Tensor:
 
 
 def problem(values: Sequence[Any]) -> str:
-    """What prepared labels are: a number each is one class, a list of whole numbers several, of floats regression."""
-    if not isinstance(values[0], list):
+    """What prepared labels are: a number each is one class, a list of whole numbers several, of floats regression. Raises
+    ValueError where they are not all of one kind."""
+    lists = {isinstance(value, list) for value in values}
+    if len(lists) > 1:
+        raise ValueError("some labels are one class, and some are several or numbers; set model.problem to what is meant")
+    if lists == {False}:
         return "single_label"
     return "regression" if any(isinstance(item, float) for value in values for item in value) else "multi_label"
 

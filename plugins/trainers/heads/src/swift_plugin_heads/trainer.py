@@ -50,7 +50,7 @@ class HeadTrainer(SupervisedTrainer):
             return self.head.loss(outputs, batch)
         except ValueError as err:
             rows = ", ".join(map(str, batch.rows[:4])) + (", ..." if len(batch.rows) > 4 else "")
-            raise RequestError(f"dataset: one of the rows {rows}: {err}") from err
+            raise RequestError(f"dataset: one of the rows {rows} (the first is 0): {err}") from err
 
     def _lays_flat(self, steps: Any, window: int) -> bool:
         self.shares = False
@@ -66,6 +66,12 @@ class Head:
     def check(self) -> None:
         """Before training. Raises RequestError for data that nothing can be learned from."""
 
+    def first(self) -> Any:
+        """The label of the first sample to train on; None without samples."""
+        data = self.run.data.train
+        samples = data.window(0)[0] if hasattr(data, "window") else data
+        return samples[0].label if len(samples) else None
+
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
         raise NotImplementedError
 
@@ -74,8 +80,28 @@ class Head:
 
 
 class Classes(Head):
+    kind: str | None = None  # of all labels: that of the first batch
+
+    def check(self) -> None:
+        """Inference goes by config.json's problem, so that labels other than one class need it said."""
+        label, bundle = self.first(), getattr(self.run.models.get("policy"), "bundle", None)
+        if label is None or bundle is None or getattr(bundle.model.config, "problem_type", None):
+            return
+        value, places = label["value"], bundle.model.config.num_labels
+        kind = losses.problem([value])
+        if kind == "multi_label":
+            raise RequestError("trainer.classify: labels are lists of classes: set model.problem=multi_label")
+        if kind == "regression" and (len(value), places) != (1, 1):
+            count = f" model.num_labels={len(value)}" if len(value) > 1 else ""
+            raise RequestError(f"trainer.classify: labels are numbers: set model.problem=regression{count}")
+
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        return losses.classification(outputs.logits, batch.targets["value"])
+        values = batch.targets["value"]
+        kind = losses.problem(values)
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise ValueError(f"its labels are for {kind}, those before for {self.kind}; set model.problem to what is meant")
+        return losses.classification(outputs.logits, values)
 
     def seen(self, outputs: Any, batch: Batch) -> Seen:
         logits, values = outputs.logits.float().cpu(), batch.targets["value"]
@@ -101,10 +127,9 @@ class Tags(Head):
 
 class Vectors(Head):
     def check(self) -> None:
-        data = self.run.data.train
-        first = data.window(0)[0] if hasattr(data, "window") else data
+        first = self.first()
         alone = not self.config.in_batch or (self.config.batch_size == 1 and self.config.batch_tokens is None)
-        if alone and len(first) and len(first[0].label["lengths"]) == 2 and first[0].label["value"] is None:
+        if alone and first and len(first["lengths"]) == 2 and first["value"] is None:
             raise RequestError(
                 "trainer.embed: rows without negatives are compared with the other rows of a pass: set batch_size above 1"
             )
