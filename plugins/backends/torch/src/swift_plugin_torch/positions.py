@@ -1,7 +1,7 @@
 """Position ids that a model counts its own way, where the library's generation would count them from 0.
 
-RoBERTa and its relatives number tokens from the padding token's id + 1. A plain forward pass does so; `generate` passes position
-ids of its own, and so starts from tokens that training never put there.
+RoBERTa and its relatives number tokens from the padding token's id + 1. A plain forward pass does so; `generate` passes
+position ids of its own, and so starts from tokens that training never put there.
 """
 
 from __future__ import annotations
