@@ -29,6 +29,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Opened:
+    """An engine on a run's model. A model behind an address has no `ref`, and brings a template of its own: `template` is None."""
+
+    name: str
+    engine: types.Engine
+    template: types.Template | None = None
+    ref: ModelRef | None = None
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A component after resolution: who answers for it, and its checked options."""
 
@@ -371,13 +381,41 @@ class Session:
             for parameter in matched:
                 parameter.requires_grad_(False)
 
+    def model_with(self, adapter: str | None) -> ModelRef:
+        """The run's model with the adapter of a folder on top. Raises RequestError where that folder holds none."""
+        ref = self.model_ref
+        if adapter is None:
+            return ref
+        found = resolve_model(self.registry, Component(adapter))
+        if found.adapter is None:
+            raise RequestError(f"adapter {adapter}: no adapter is in this folder")
+        return replace(ref, adapter=found.adapter, plan=found.plan, adapter_type=found.adapter_type)
+
+    def opened(self, adapter: str | None = None) -> Opened:
+        """The run's engine, on its model or at the address that stands in its place."""
+        chosen = self.choose("engines", self.config.engine)
+        if chosen.contribution.entry.options.get("takes") != "url":
+            ref = self.model_with(adapter)
+            return Opened(ref.name, self.engine(ref), self.template(ref, self.processor(ref)), ref)
+        address = self.config.model.name
+        if adapter is not None:
+            raise RequestError(f"engine {chosen.id} speaks to a server: an adapter is chosen there, by a model's name")
+        if address is None or not re.match(r"https?://", address):
+            raise RequestError(f"engine {chosen.id} speaks to a server: give its address, --model http://HOST:PORT/v1")
+        return Opened(address, self.open_engine(chosen, address))
+
     def engine(self, ref: ModelRef) -> types.Engine:
         """An engine on a model, what was trained on top of it included."""
         chosen = self.choose("engines", self.config.engine)
-        if chosen.contribution.entry.options.get("takes", "bundle") != "bundle":
-            if ref.adapter:
-                raise RequestError(f"engine {chosen.id} takes a whole model: merge {ref.name} with swift-core export first")
-            return self.open_engine(chosen, ref.source)
+        takes = chosen.contribution.entry.options.get("takes", "bundle")
+        if takes == "url":
+            raise RequestError(f"engine {chosen.id} speaks to a server, and this needs a model that is at hand")
+        if takes == "folder":
+            if ref.folder is None:
+                raise RequestError(f"engine {chosen.id} takes a folder, and {ref.name} is the id of a hub: give a local folder")
+            processor = self.processor(ref)
+            template = self.template(ref, processor)
+            return self.open_engine(chosen, types.ModelFolder(ref.source, processor, template, ref.architecture, ref.adapter))
         tuned = self.checkpoint(ref)
         return self.open_engine(chosen, self.tuned_bundle(tuned, ref) if tuned else self.bundle(ref))
 
@@ -387,7 +425,7 @@ class Session:
         task = getattr(getattr(tuned, "bundle", None), "task", "causal_lm")
         return types.ModelBundle(tuned.model, self.processor(ref), ref.source, ref.architecture, template, task=task)
 
-    def open_engine(self, chosen: Chosen, source: types.ModelBundle | str) -> types.Engine:
+    def open_engine(self, chosen: Chosen, source: types.ModelBundle | types.ModelFolder | str) -> types.Engine:
         engine = self.call(chosen, "swift_make_engine", types.Engine, source=source)
         self._stack.callback(engine.close)
         return engine

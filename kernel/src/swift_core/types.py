@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -178,9 +178,35 @@ class ModelParts(Protocol):
         """Parameter groups with `lr_scale` times the rate of each weight's part; `named` holds the parameters by name."""
 
 
+@dataclass(slots=True)
+class AnswerDelta:
+    """A piece of an answer as it is read. A tool call's first piece has its `name`; later ones add to its `arguments`."""
+
+    content: str = ""
+    reasoning: str = ""
+    call: int | None = None  # number of the tool call that the piece belongs to, from 0
+    name: str = ""
+    arguments: str = ""  # JSON text, or a part of one
+
+
+class AnswerReader(Protocol):
+    """Reads one answer as its tokens come: reasoning, content and tool calls apart, without the template's marks."""
+
+    def feed(self, ids: Sequence[int]) -> list[AnswerDelta]:
+        """What can be told after these further token ids."""
+
+    def close(self) -> list[AnswerDelta]:
+        """The rest, at the answer's end. A call that is cut short or malformed comes back as content, as it was written."""
+
+
 @runtime_checkable
 class Template(Protocol):
-    """How rows become tokens for one checkpoint. Collation and position ids belong here, never to a trainer."""
+    """How rows become tokens for one checkpoint. Collation and position ids belong here, never to a trainer.
+
+    A template of a chat model also has `reader(prompt, tools) -> AnswerReader`, where `prompt` are the ids that were answered,
+    and `call_grammar(tools, name, many) -> str`, a Lark grammar (llguidance's dialect) of an answer that calls one of `tools`,
+    or the one named. Both read the format off the chat template.
+    """
 
     def encode(self, row: Row) -> list[Sample]:
         """Training samples of a row, with the exact loss weights. Raises ValueError with the reason to refuse it."""
@@ -416,20 +442,42 @@ class Callback(Protocol):
 # --- inference and evaluation -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must be. `value`: a JSON schema, nothing for any JSON object, a regular expression, a list of texts to
+    choose from, or a Lark grammar in llguidance's dialect."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+    value: Any = None
+
+
 @dataclass(slots=True)
 class Request:
-    """One generation: messages to answer, or token ids to continue. temperature 0 is greedy."""
+    """One generation: messages to answer, or token ids to continue. temperature 0 is greedy.
+
+    The order of what changes the logits: bias, penalties, constraint, temperature, top_k, top_p, min_p.
+    """
 
     messages: list[Row] | None = None
     tools: list[Any] | None = None
     token_ids: list[int] | None = None
     max_tokens: int = 256
+    min_tokens: int = 0  # before which nothing ends the answer
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: off
-    repetition_penalty: float = 1.0
+    min_p: float = 0.0  # tokens less likely than this share of the likeliest are out
+    repetition_penalty: float = 1.0  # of all tokens seen (CTRL, arXiv 1909.05858)
+    presence_penalty: float = 0.0  # taken off the logit of each token generated already (OpenAI's)
+    frequency_penalty: float = 0.0  # likewise, for each time it was generated
+    logit_bias: dict[int, float] = field(default_factory=dict)  # added to the logits, by token id
     stop: list[str] = field(default_factory=list)
+    stop_ids: list[int] = field(default_factory=list)  # token ids that end an answer, beside the template's
+    ignore_eos: bool = False  # only `stop`, `stop_ids` and `max_tokens` end the answer
     seed: int | None = None
+    n: int = 1  # completions of it; `Completion.choice` tells which
+    top_logprobs: int = 0  # so many of the likeliest tokens are told at each place
+    constraint: Constraint | None = None
     adapter: str | None = None  # a name given to `load_adapter`; None is the model as loaded
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     media: dict[str, list[Any]] = field(default_factory=dict)  # images, videos, audios: references in the order of their parts
@@ -446,16 +494,42 @@ class Completion:
     finish: str | None = None  # "stop", "length"
     prompt_tokens: int = 0
     weight_version: int = 0
+    choice: int = 0  # which of the request's `n`
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # of each token id, the likeliest first
+    cached_tokens: int = 0  # of the prompt, taken from an earlier request
+
+
+@dataclass(slots=True)
+class ModelFolder:
+    """A checkpoint that is not loaded: what an engine is given that loads it itself, in another process perhaps.
+
+    The engine renders with `template` and sends token ids, so that no other template comes between training and serving.
+    """
+
+    folder: str
+    processor: Processor
+    template: Template
+    architecture: str | None = None
+    adapter: Path | None = None  # an adapter's folder, to be on where a request names none
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs a model forward. `capabilities` names what is supported beyond generate and logprobs."""
+    """Runs a model forward. `capabilities` names what is supported beyond generate and logprobs.
 
-    capabilities: frozenset[str]  # of: stream adapters embed score sync sleep media
+    stream: pieces while an answer grows. concurrent: `generate` may be called from several threads, whose requests share
+    steps; closing the iterator that it returned cancels its requests. constraint, adapters, embed, score, media: as named.
+    """
+
+    capabilities: frozenset[str]  # of: stream concurrent constraint adapters embed score sync sleep media predict
 
     def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
-        """Completions, each as soon as it is finished; with `stream`, pieces first. Any order; `index` tells."""
+        """Completions, each as soon as it is finished; with `stream`, pieces first. Any order; `index` and `choice` tell.
+
+        A piece's `token_ids`, `logprobs` and `top_logprobs` are of the tokens that it adds; the last completion, with its
+        `finish`, has those of the whole answer. Raises RequestError or ValueError for a request that cannot be answered, and
+        CapabilityError for an option that the engine does not have.
+        """
 
     def logprobs(
         self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
@@ -468,7 +542,10 @@ class Engine(Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]: ...
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Make the adapter in `folder` usable as `Request.adapter`."""
+        """Make the adapter in `folder` usable as `Request.adapter`. Raises RequestError where it does not fit."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that use it are finished first. Raises RequestError for a name that is not loaded."""
 
     def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """Replace weights by name; later completions carry `version`."""

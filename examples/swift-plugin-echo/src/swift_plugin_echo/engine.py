@@ -48,6 +48,9 @@ class EchoEngine:
     def load_adapter(self, name: str, folder: Path) -> None:
         raise CapabilityError("engine echo takes no adapters")
 
+    def unload_adapter(self, name: str) -> None:
+        raise CapabilityError("engine echo takes no adapters")
+
     def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         raise CapabilityError("engine echo has no weights")
 

@@ -317,6 +317,11 @@ class BackendContract(HookContract):
         made.close()
 
 
+CAPABILITIES = {
+    "stream", "concurrent", "constraint", "adapters", "embed", "score", "sync", "sleep", "media", "predict"
+}  # fmt: skip
+
+
 class EngineContract(HookContract):
     kind, hook, protocol = "engines", "swift_make_engine", t.Engine
 
@@ -325,7 +330,8 @@ class EngineContract(HookContract):
         takes = contribution.entry.options.get("takes", "bundle")
         if takes == "url":
             raise RequestError("this engine takes a URL: override the fixture `source`")
-        return request.getfixturevalue("bundle") if takes == "bundle" else str(request.getfixturevalue("tiny_folder"))
+        bundle = request.getfixturevalue("bundle")
+        return bundle if takes == "bundle" else t.ModelFolder(bundle.source, bundle.processor, bundle.template)
 
     @pytest.fixture
     def arguments(self, source: Any, config: Any) -> dict[str, Any]:
@@ -346,7 +352,7 @@ class EngineContract(HookContract):
         found = made.logprobs([[5, 6, 7], [8, 9]])
         assert [len(values) for values in found] == [2, 1]
         assert all(value <= 0 for values in found for value in values)
-        assert made.capabilities <= {"stream", "adapters", "embed", "score", "sync", "sleep", "media"}
+        assert made.capabilities <= CAPABILITIES
         made.close()
 
 

@@ -192,6 +192,14 @@ class TransformersEngine:
             self.only = name
         self.adapters.add(name)
 
+    def unload_adapter(self, name: str) -> None:
+        if name not in self.adapters:
+            raise RequestError(f"adapter {name!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}")
+        self.model.delete_adapter(name)
+        self.adapters.discard(name)
+        if self.only == name:
+            self.only = None
+
     def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         own = self.model.state_dict()
         for name, tensor in weights:
