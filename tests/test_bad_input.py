@@ -25,7 +25,8 @@ OPTIONS = {
     "option of a tuner": (["tuner.rnak=4"], RANK),
     "option of a trainer": (["trainer.epoch=4"], "trainer.sft: unknown option 'epoch'. Did you mean: epochs?"),
     "option of a backend": (["backend.procesess=2"], "backend.torch: unknown option 'procesess'. Did you mean: processes?"),
-    "option of the model": (["model.dtype=x"], "model.transformers: unknown option 'dtype'. It has: attention, revision."),
+    "option of the model": (["model.dtype=x"], "model.transformers: unknown option 'dtype'. It has: attention, labels, "
+                            "num_labels, problem, revision, task."),
     "option of the run": (["sed=4"], "config: unknown option 'sed'. Did you mean: seed?"),
     "flag": (["--outptu", "x"], "No such option '--outptu'. Did you mean '--output'?"),
     "whole number": (["tuner.rank=abc"], "tuner.lora.rank: expected whole number, not 'abc'"),
@@ -41,10 +42,12 @@ OPTIONS = {
     "no value": (["tuner.rank"], "tuner.rank: no such file; an option is written KEY=VALUE, and a configuration "
                  "ends in .yaml"),
     "tuner": (["--tuner", "lroa"], "no tuner 'lroa'. Did you mean: lora? Installed: full, lora."),
-    "trainer": (["--trainer", "stf"], "no trainer 'stf'. Did you mean: sft? Installed: pt, sft."),
+    "trainer": (["--trainer", "stf"], "no trainer 'stf'. Did you mean: sft? Installed: classify, embed, pt, rerank, reward, "
+                "sft, tag."),
     "backend": (["--backend", "trch"], "no backend 'trch'. Did you mean: torch? Installed: torch."),
     "quantizer": (["--quantizer", "hqqq"], "no quantizer 'hqqq'. Did you mean: hqq? Installed: hqq."),
-    "template": (["--template", "palin"], "no template 'palin'. Did you mean: plain? Installed: checkpoint, plain."),
+    "template": (["--template", "palin"], "no template 'palin'. Did you mean: plain? Installed: checkpoint, classify, embed, gemma, "
+                 "llama, mistral, plain, qwen, rerank, reward, tag."),
     "provider": (["tuner.provider=x"], "tuner 'lora' has no provider 'x'. Providers installed: swift-plugin-lora 0.1.0."),
     "template file": (["template.file=no.jinja"], "template.file: no.jinja cannot be read: No such file or directory"),
     "targets": (["tuner.targets=qproj"],

@@ -68,7 +68,9 @@ def test_a_flag_names_a_component_and_drops_options_of_another(tiny_folder: Path
     tree = {"model": str(tiny_folder), "dataset": str(rows), "tuner": {"name": "lora", "rank": 4}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     swift("train", tmp_path / "run.yaml", "--tuner", "full", "--output", tmp_path / "run", THREADS).ok()
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["tuner"] == {"name": "full", "only": [], "share": 1.0}
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["tuner"] == {
+        "name": "full", "only": [], "parts": [], "share": 1.0,
+    }  # fmt: skip
 
 
 def test_dry_run_checks_everything_and_writes_nothing(command: list[object], tmp_path: Path) -> None:

@@ -196,6 +196,11 @@ def test_what_was_settled_by_hand_says_why() -> None:
 # --- manifests --------------------------------------------------------------------------------------------------------
 
 
+def test_the_guide_counts_the_checkpoints_of_each_family() -> None:
+    told = re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs" / "families.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name.replace("_", "-"): int(count) for name, count in told} == {name: len(table(name)) for name in FAMILIES}
+
+
 def test_no_two_families_claim_one_architecture_or_type() -> None:
     for key in ("architectures", "model_types"):
         owned = Counter(name for c in FAMILIES.values() for name in c.entry.options.get(key, ()))
