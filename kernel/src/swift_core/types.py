@@ -497,6 +497,7 @@ class Completion:
     choice: int = 0  # which of the request's `n`
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # of each token id, the likeliest first
     cached_tokens: int = 0  # of the prompt, taken from an earlier request
+    message: Row | None = None  # of an engine that speaks to a server: the answer as told there, reasoning and tool calls apart
 
 
 @dataclass(slots=True)
