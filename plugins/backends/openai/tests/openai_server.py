@@ -1,4 +1,4 @@
-"""A small server that behaves as OpenAI's API is documented, over plain sockets: tokens are bytes, and it says what it was told.
+"""A small server that behaves as OpenAI's API is documented: tokens are bytes, and it says what it was told.
 
 `faults` are answers given before good ones; `seen` are the bodies it was sent. Dialect vllm adds what vLLM documents.
 """
@@ -106,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             time.sleep(fake.delay)
             self._stream(sent) if sent.get("stream") else self._whole(sent)
+        except OSError:  # the client went away
+            fake.hung_up += 1
         finally:
             fake.busy -= 1
 

@@ -32,7 +32,7 @@ class Dialect:
 
 
 def body(request: Request, model: str, dialect: Dialect, stream: bool) -> tuple[str, dict[str, Any]]:
-    """The path below `/v1` and the JSON. Raises CapabilityError for what the dialect lacks, RequestError for a wrong request."""
+    """The path below `/v1`, and the JSON. Raises CapabilityError for what the dialect lacks."""
     if request.token_ids is None and not request.messages:
         raise RequestError("the request has neither messages nor token ids")
     chat = request.token_ids is None
@@ -176,7 +176,7 @@ def _numbered(likeliest: Mapping[str, float]) -> list[tuple[int, float]]:
 
 
 def echoed(choice: Mapping[str, Any], count: int) -> list[float]:
-    """The log-probabilities of a prompt of `count` tokens, `count` - 1 of them. Raises CapabilityError where they are not told."""
+    """The `count` - 1 log-probabilities of a prompt of `count` tokens. Raises CapabilityError where they are not told."""
     if (prompt := choice.get("prompt_logprobs")) is not None:
         values = [None if entry is None else next(iter(entry.values()))["logprob"] for entry in prompt]
     else:
