@@ -1,0 +1,1 @@
+"""The command `serve`: an OpenAI-compatible server over any engine, and a chat page."""
