@@ -277,6 +277,13 @@ def test_chunked_logprobs_and_gradients(trained: str, chunk: int) -> None:
         assert plain is None or torch.allclose(plain, chunked, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("hidden", [32, 64, 72, 576])
+def test_the_output_layer_is_taken_apart_in_every_precision_and_width(dtype: torch.dtype, hidden: int) -> None:
+    config = transformers.LlamaConfig(64, hidden, hidden, 1, 4, head_dim=8)
+    assert Forward(transformers.LlamaForCausalLM(config).to(dtype)).head is not None
+
+
 def test_the_output_layer_is_taken_apart_only_where_that_is_exact(model: Any) -> None:
     passes = Forward(model)
     capped = getattr(model.config, "final_logit_softcapping", None)

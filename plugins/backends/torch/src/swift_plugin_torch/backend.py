@@ -15,7 +15,7 @@ from swift_core.errors import RequestError
 from swift_core.types import TunedModel
 
 from swift_plugin_torch.config import TorchConfig
-from swift_plugin_torch.memory import keep_freed_pages
+from swift_plugin_torch.memory import keep_few_primitives, keep_freed_pages
 from swift_plugin_torch.parent import end_with_parent
 from swift_plugin_torch.steps import TorchSteps
 
@@ -29,6 +29,7 @@ class TorchBackend:
         self.device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)) if self.world > 1 else 0)
         self.checkpointing = config.checkpointing
         keep_freed_pages()
+        keep_few_primitives()
         self.precision = choose_precision(config.precision, self.device)
         if config.threads:
             torch.set_num_threads(config.threads)

@@ -147,9 +147,11 @@ class Forward:
         self.head = self._separable()
 
     def __call__(self, inputs: dict[str, torch.Tensor], batch: Batch) -> Outputs:
-        if self.head is None:
-            return Outputs(told(self.model, inputs), None, batch)
-        return Outputs(self._states(inputs, Open(self.head)), self.head, batch)
+        states = told(self.model, inputs) if self.head is None else self._states(inputs, Open(self.head))
+        length = batch.labels.shape[1]
+        if states.ndim == 3 and states.shape[1] > length:  # what it sees of a picture stands before the text, as in GIT
+            states = states[:, -length:]
+        return Outputs(states, self.head, batch)
 
     def _states(self, inputs: dict[str, torch.Tensor], instead: Open) -> torch.Tensor:
         """What the model would give its output layer; a constant that scales its logits scales this alike."""
@@ -173,7 +175,8 @@ class Forward:
         self.places = [(module, name) for module in modules for name, child in module._modules.items() if child is head]
         weight = head.weight
         inputs = {"input_ids": torch.arange(4, 12, device=weight.device)[None] % head.out_features}
-        numbers = torch.linspace(-1000, 1000, 8 * head.in_features, device=weight.device, dtype=weight.dtype).view(1, 8, -1)
+        numbers = torch.linspace(1, 1000, 8 * head.in_features, device=weight.device, dtype=weight.dtype).view(1, 8, -1)
+        numbers[..., ::2] *= -1  # of both signs, and none is 0, by which nothing can be divided
         training = self.model.training
         self.model.eval()
         try:

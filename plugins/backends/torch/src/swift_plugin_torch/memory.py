@@ -7,6 +7,7 @@ autograd keeps for a token are measured on a short pass, and compared with what 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
 from contextlib import suppress
@@ -18,6 +19,7 @@ import torch
 MARGIN = 1.5  # kept bytes grow faster than the tokens: attention's probabilities, buffers of the backward pass
 PROBE = 64  # tokens of the pass that is measured
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+PRIMITIVES = 256  # compiled products that oneDNN keeps; a pass over flat rows of a new length needs about 150 new ones
 
 
 def keep_freed_pages() -> None:
@@ -28,6 +30,12 @@ def keep_freed_pages() -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def keep_few_primitives() -> None:
+    """Let oneDNN forget compiled products beyond a pass's worth. It keeps 1,024 by default, a megabyte each with its buffers,
+    and passes seldom have the same length again. To be called before the first product; what the user has set stands."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
 
 def kept_bytes(model: Any, device: torch.device) -> float | None:
