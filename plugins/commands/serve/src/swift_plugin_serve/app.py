@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import base64
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +16,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from swift_plugin_serve import chat, metrics, replies, schemas
+from swift_plugin_serve import adapters, chat, completions, heads, metrics, replies, responses, schemas, tokenize
 from swift_plugin_serve.errors import ApiError, Json, invalid, respond
 from swift_plugin_serve.limits import Limits
 from swift_plugin_serve.served import Served
@@ -34,11 +38,19 @@ def make_app(served: Served) -> Any:
     """An ASGI application over `served`."""
     from swift_core import __version__
 
-    app = FastAPI(title="swift-core serve", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
+    app = FastAPI(
+        title="swift-core serve", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False
+    )
     app.state.served = served
     _errors(app, served)
     _plain(app, served)
-    _chat(app, served)
+    if served.settings.page:
+        _page(app)
+    _generating(app, served)
+    _responses(app, served)
+    _heads(app, served)
+    _tokens(app, served)
+    _adapters(app, served)
     _describe(app, bool(served.settings.keys))
     if served.settings.cors:
         app.add_middleware(
@@ -69,6 +81,26 @@ def _errors(app: FastAPI, served: Served) -> None:
     async def gone(request: Request, err: ClientGone) -> Response:
         served.metrics.cancelled.inc()
         return Response(status_code=GONE)
+
+
+def _page(app: FastAPI) -> None:
+    """The chat page at `/`. Its policy lets it run its own script alone, and speak to this server alone."""
+    text = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
+
+    def digest(tag: str) -> str:
+        inside = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert inside is not None, f"the page has no {tag}"
+        return f"'sha256-{base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode()}'"
+
+    headers = {
+        "Content-Security-Policy": f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+    }  # fmt: skip
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(text, media_type="text/html", headers=headers)
 
 
 def _plain(app: FastAPI, served: Served) -> None:
@@ -105,61 +137,145 @@ def _model(served: Served, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _chat(app: FastAPI, served: Served) -> None:
-    @app.post(
-        "/v1/chat/completions", response_model=replies.ChatReply,
-        responses=ERRORS | {200: {"content": STREAM, "description": "The answer"}},
-    )  # fmt: skip
+def _generating(app: FastAPI, served: Served) -> None:
+    streamed: dict[int | str, dict[str, Any]] = ERRORS | {200: {"content": STREAM, "description": "The answer"}}
+
+    @app.post("/v1/chat/completions", response_model=replies.ChatReply, responses=streamed)
     async def chat_completions(body: schemas.ChatRequest, request: Request) -> Any:
         """Answer messages."""
         raw = await request.json()
-        state = request.scope["state"]
 
-        async def answered() -> Response:
+        async def start() -> chat.Chat:
             asked = await asyncio.to_thread(chat.prepare, served, body, raw)
-            under_way = await chat.begun(served, asked, state["arrived"])
-            report = _reporter(served, request, body.model, bool(body.stream), under_way)
-            if not body.stream:
-                try:
-                    return Json(await chat.whole(served, body, under_way))
-                finally:
-                    report()
-            steps = under_way.steps()
-            try:
-                first = await anext(steps)  # before the status goes out, so that an error has its own
-            except BaseException:
-                report()
-                raise
-            return Events(_reported(chat.events(served, body, under_way, first, steps), report), served.metrics.cancelled.inc)
+            return await chat.begun(served, asked, request.scope["state"]["arrived"])
 
-        return await while_there(request, answered())
+        return await while_there(request, _answered(served, request, body, start, chat))
+
+    @app.post("/v1/completions", response_model=replies.CompletionReply, responses=streamed)
+    async def completion(body: schemas.CompletionRequest, request: Request) -> Any:
+        """Continue a text or token ids."""
+
+        async def start() -> completions.Completions:
+            asked = await asyncio.to_thread(completions.prepare, served, body)
+            under_way = completions.Completions(served, body, asked, request.scope["state"]["arrived"])
+            await under_way.start()
+            return under_way
+
+        return await while_there(request, _answered(served, request, body, start, completions))
 
 
-def _reporter(served: Served, request: Request, model: str, stream: bool, under_way: Any) -> Callable[[], None]:
+def _responses(app: FastAPI, served: Served) -> None:
+    streamed: dict[int | str, dict[str, Any]] = ERRORS | {200: {"content": STREAM, "description": "The response"}}
+
+    @app.post("/v1/responses", response_model=replies.ResponseReply, responses=streamed)
+    async def respond_to(body: schemas.ResponsesRequest, request: Request) -> Any:
+        """Answer an input, and keep the conversation for `previous_response_id`."""
+        raw = await request.json()
+
+        async def start() -> chat.Chat:
+            asked = await asyncio.to_thread(responses.prepare, served, body, raw)
+            return await chat.begun(served, asked, request.scope["state"]["arrived"])
+
+        return await while_there(request, _answered(served, request, body, start, responses))
+
+    @app.get("/v1/responses/{ident}", response_model=replies.ResponseReply, responses={n: ERRORS[n] for n in (401, 404)})
+    async def kept(ident: str) -> Any:
+        """A response that is kept."""
+        return Json(responses.stored(served, ident).response)
+
+    @app.delete("/v1/responses/{ident}", response_model=replies.Deleted, responses={n: ERRORS[n] for n in (401, 404)})
+    async def forget(ident: str) -> Any:
+        """Forget a response."""
+        responses.stored(served, ident)
+        served.store.remove(ident)
+        return Json({"id": ident, "object": "response", "deleted": True})
+
+
+async def _answered(served: Served, request: Request, body: Any, start: Callable[[], Awaitable[Any]], kind: Any) -> Response:
+    """A generation's response, whole or streamed; `kind` is the module that writes it."""
+    request.scope["state"]["told"] |= {
+        "model": body.model,
+        "stream": bool(body.stream),
+        "body": body.model_dump(exclude_unset=True),
+    }
+    under_way = await start()
+    report = _reporter(served, request, body.model, under_way)
+    if not body.stream:
+        try:
+            return Json(await kind.whole(served, body, under_way))
+        finally:
+            report()
+    steps = under_way.steps()
+    try:
+        first = await anext(steps)  # before the status goes out, so that an error has its own
+    except BaseException:
+        report()
+        raise
+    return Events(kind.events(served, body, under_way, first, steps), served.metrics.cancelled.inc, report)
+
+
+def _heads(app: FastAPI, served: Served) -> None:
+    @app.post("/v1/embeddings", response_model=replies.EmbeddingList, responses=ERRORS)
+    async def embeddings(body: schemas.EmbeddingRequest, request: Request) -> Any:
+        """Vectors of texts."""
+        return Json(await while_there(request, heads.embeddings(served, body)))
+
+    @app.post("/v1/rerank", response_model=replies.RerankReply, response_model_exclude_unset=True, responses=ERRORS)
+    async def rerank(body: schemas.RerankRequest, request: Request) -> Any:
+        """Documents by how well they answer a query."""
+        return Json(await while_there(request, heads.rerank(served, body)))
+
+
+def _tokens(app: FastAPI, served: Served) -> None:
+    @app.post("/tokenize", response_model=replies.TokenizeReply, responses=ERRORS)
+    async def tokenized(body: schemas.TokenizeRequest, request: Request) -> Any:
+        """Token ids of a text, or of messages as the chat template renders them."""
+        raw = await request.json()
+        return Json(await asyncio.to_thread(tokenize.tokenize, served, body, raw))
+
+    @app.post("/detokenize", response_model=replies.DetokenizeReply, responses=ERRORS)
+    async def detokenized(body: schemas.DetokenizeRequest) -> Any:
+        """The text of token ids."""
+        return Json(await asyncio.to_thread(tokenize.detokenize, served, body))
+
+
+def _adapters(app: FastAPI, served: Served) -> None:
+    @app.post("/v1/load_adapter", response_model=replies.AdapterReply, responses=ERRORS)
+    async def load(body: schemas.LoadAdapterRequest) -> Any:
+        """Load an adapter from a folder below --adapter-root."""
+        await adapters.load(served, body.name, body.path)
+        served.log("adapter", name=body.name, loaded=True)
+        return Json({"name": body.name, "loaded": True})
+
+    @app.post("/v1/unload_adapter", response_model=replies.AdapterReply, responses=ERRORS)
+    async def unload(body: schemas.UnloadAdapterRequest) -> Any:
+        """Forget an adapter."""
+        await adapters.unload(served, body.name)
+        served.log("adapter", name=body.name, loaded=False)
+        return Json({"name": body.name, "loaded": False})
+
+
+def _reporter(served: Served, request: Request, model: str, under_way: Any) -> Callable[[], None]:
     """What ends a generation, and tells the log and the metrics of it."""
+
+    told: list[bool] = []
 
     def report() -> None:
         under_way.close()
+        if told:
+            return
+        told.append(True)
         usage = under_way.usage
         served.metrics.prompt_tokens.labels(model).inc(usage.prompt)
         served.metrics.cached_tokens.labels(model).inc(sum(usage.cached.values()))
         served.metrics.answer_tokens.labels(model).inc(usage.answers)
         finish = [answer.finish for answer in under_way.answers]
         request.scope["state"]["told"] |= {
-            "model": model, "stream": stream, "prompt_tokens": usage.prompt, "completion_tokens": usage.answers,
+            "prompt_tokens": usage.prompt, "completion_tokens": usage.answers,
             "finish": finish if len(finish) > 1 else finish[0],
         }  # fmt: skip
 
     return report
-
-
-async def _reported(events: Any, report: Callable[[], None]) -> Any:
-    try:
-        async for chunk in events:
-            yield chunk
-    finally:
-        report()
-        await events.aclose()
 
 
 def _describe(app: FastAPI, keys: bool) -> None:

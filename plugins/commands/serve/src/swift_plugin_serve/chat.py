@@ -121,7 +121,7 @@ class Chat:
 
 async def begun(served: Served, asked: Asked, arrived: float) -> Chat:
     """A chat request whose place is taken. Raises ApiError."""
-    chat = Chat(served, asked, arrived)
+    chat = await asyncio.to_thread(Chat, served, asked, arrived)  # a template learns its own form when it first reads
     await chat.generation.start()
     return chat
 

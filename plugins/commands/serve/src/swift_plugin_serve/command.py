@@ -83,7 +83,9 @@ def serve(
             processor = session.processor(opened.ref) if opened.ref is not None else None
             served = Served(opened, settings, processor, loaded)
             if served.name in loaded:
-                raise RequestError(f"--adapter {served.name}: this is the model's own name; give the one or the other a new one")
+                raise RequestError(
+                    f"--adapter {served.name}: this is the model's own name; give the one or the other a new one"
+                )
             run(make_app(served), served, listening, tls_cert, tls_key)
     finally:
         listening.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ REFUSED = {
     "background": "a response is answered at once", "max_tool_calls": "there are no built-in tools here",
 }  # fmt: skip
 """Fields of OpenAI's that would change the answer, and are not served."""
+
+
+FIELD = re.compile(r"(?!(?:str|int|float|bool|dict|list|nullable|literal|constrained-str)$)[a-z_]+")
+"""Parts of a fault's place that are names of fields; others name a branch of a type."""
 
 
 class ApiError(Exception):
@@ -69,7 +74,7 @@ def failure(err: BaseException) -> ApiError:
 def invalid(errors: Sequence[Any], known: Sequence[str] = ()) -> ApiError:
     """What a body's validation found, as one message about its first fault."""
     first = min(errors, key=_rank)
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][1:] if isinstance(part, int) or FIELD.fullmatch(part)]
     param = ".".join(place)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")

@@ -1,4 +1,4 @@
-"""Around every request: its id, its size, who asks, and a line in the log at its end. Pure ASGI, so that streams flow through."""
+"""Around every request: its id, its size, who asks, and a line in the log at its end. Pure ASGI: streams flow through."""
 
 from __future__ import annotations
 
@@ -66,8 +66,14 @@ class Limits:
         host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
         if served.settings.hosts and host not in served.settings.hosts:
             return ApiError(403, "the Host header names another server: ask for it by the address that it listens on")
-        if scope["method"] != "OPTIONS" and path not in OPEN and not authorized(headers.get("authorization"), served.settings.keys):
-            message = "an API key is needed: Authorization: Bearer KEY" if "authorization" not in headers else "the key is wrong"
+        if (
+            scope["method"] != "OPTIONS"
+            and path not in OPEN
+            and not authorized(headers.get("authorization"), served.settings.keys)
+        ):
+            message = (
+                "an API key is needed: Authorization: Bearer KEY" if "authorization" not in headers else "the key is wrong"
+            )
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > served.settings.max_body:

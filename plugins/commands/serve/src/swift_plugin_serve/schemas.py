@@ -73,9 +73,7 @@ class AudioPart(Body):
     input_audio: Sound
 
 
-Part = Annotated[
-    TextPart | RefusalPart | ImagePart | VideoPart | AudioUrlPart | AudioPart, Field(discriminator="type")
-]
+Part = Annotated[TextPart | RefusalPart | ImagePart | VideoPart | AudioUrlPart | AudioPart, Field(discriminator="type")]
 
 
 class CalledFunction(Open):
@@ -233,9 +231,12 @@ class ChatRequest(Penalised):
 class CompletionRequest(Penalised):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)
-    ]
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    )
     max_tokens: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="Default: 16, as OpenAI's.")
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool | None = None
@@ -245,6 +246,98 @@ class CompletionRequest(Penalised):
     structured_outputs: StructuredOutputs | None = None
 
 
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+class ResponsePart(Open):
+    """A part of a message: input_text, output_text, refusal, input_image or input_audio."""
+
+    type: Literal[
+        "input_text", "output_text", "text", "refusal", "input_image", "input_audio", "reasoning_text", "summary_text"
+    ]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | None = Field(None, description="A data: URI.")
+    input_audio: Sound | None = None
+
+
+class InputMessage(Open):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ResponsePart]
+
+
+class InputCall(Open):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class InputCallOutput(Open):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[ResponsePart]
+
+
+class InputReasoning(Open):
+    type: Literal["reasoning"]
+    content: list[ResponsePart] | None = None
+    summary: list[ResponsePart] | None = None
+
+
+class ResponseTool(Body):
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseNamed(Body):
+    type: Literal["function"]
+    name: FunctionName
+
+
+class ResponseAllowed(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ResponseNamed]
+
+
+class ResponseSchemaFormat(Body):
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(max_length=64)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseText(Body):
+    format: Annotated[TextFormat | JsonObjectFormat | ResponseSchemaFormat, Field(discriminator="type")] | None = None
+
+
+class ResponsesRequest(Sampling):
+    """POST /v1/responses."""
+
+    input: str | Annotated[list[InputMessage | InputCall | InputCallOutput | InputReasoning], Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: Whole | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ResponseNamed | ResponseAllowed | None = None
+    parallel_tool_calls: StrictBool | None = None
+    text: ResponseText | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    truncation: Literal["disabled"] | None = None
+    store: StrictBool | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
+
+
 # --- other endpoints --------------------------------------------------------------------------------------------------
 
 
@@ -252,8 +345,11 @@ class EmbeddingRequest(Body):
     """POST /v1/embeddings."""
 
     model: Name
-    input: str | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=2048)] | (
-        Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    input: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | (Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=2048)])
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = Field(None, description="The first so many numbers, made a vector of length 1 again.")

@@ -48,14 +48,14 @@ async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
 
 
 class Events(Response):
-    """Sends events as they are made. `events` is closed whatever happens; `left` is called where the client went away."""
+    """Sends events as they are made. `left` is called where the client went away, `closed` at the end, whatever happens."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None], closed: Callable[[], None]) -> None:
         super().__init__(headers=HEADERS, media_type=self.media_type)
         del self.headers["content-length"]
-        self.events, self.left = events, left
+        self.events, self.left, self.closed = events, left, closed
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
@@ -73,6 +73,7 @@ class Events(Response):
         finally:
             for one in (sending, gone):
                 one.cancel()
+            self.closed()
             await self.events.aclose()  # type: ignore[attr-defined]
 
     async def _send(self, send: Any) -> None:

@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 from swift_core.types import Processor
 
