@@ -31,10 +31,21 @@ class TorchConfig:
 
 @dataclass
 class TransformersEngineConfig:
-    """`engine: {name: transformers, batch_size: 16}`."""
+    """`engine: {name: transformers, batch_size: 32}`."""
 
-    batch_size: int = option(8, "requests generated together")
+    batch_size: int = option(16, "requests answered at once; others wait until one of them is finished")
+    prefill_tokens: int = option(256, "tokens of prompts read in one pass, between two tokens of the answers that are running")
+    prefix_mib: int = option(256, "memory for the states of earlier prompts, in MiB, used where a prompt begins alike; 0: none")
+    processors: list[str] = option(
+        [], "functions that change logits, as module:function or file.py:function: (token ids, logits [vocabulary]) -> logits"
+    )
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        for name in ("batch_size", "prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.prefix_mib < 0:
+            raise ValueError(f"prefix_mib must be at least 0, not {self.prefix_mib}")
+        for name in self.processors:
+            if not all(name.rpartition(":")[::2]):
+                raise ValueError(f"processors: expected module:function or file.py:function, not {name!r}")

@@ -1,31 +1,37 @@
-"""The engine `transformers`: batched and streaming generation, log-probabilities and adapters, in this process."""
+"""The engine `transformers`: many requests at once in this process, with log-probabilities, constraints and adapters.
+
+`generate` may be called from many threads; a scheduler's thread runs the model for all of them (see `scheduler`, `runner`).
+"""
 
 from __future__ import annotations
 
-import queue
+import random
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from swift_core.errors import CapabilityError, RequestError
 from swift_core.types import Completion, ModelBundle, Request, Sample
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from swift_plugin_torch import heads
+from swift_plugin_torch.adapters import Adapters, begun_as
+from swift_plugin_torch.checks import check, load_processors
 from swift_plugin_torch.config import TransformersEngineConfig
-from swift_plugin_torch.positions import own_positions
-from swift_plugin_torch.prompts import make_inputs, placed, settings, text_ids
+from swift_plugin_torch.constraints import Constraints
+from swift_plugin_torch.prompts import kinds, media_inputs, placed, text_ids
+from swift_plugin_torch.rows import Call, Prompt, Row
+from swift_plugin_torch.runner import Runner
+from swift_plugin_torch.scheduler import Scheduler
+from swift_plugin_torch.texts import Text
 
 
 class TransformersEngine:
-    """Runs a bundle's model with `generate`. Requests with the same settings are batched, shortest prompts first."""
+    """Runs a bundle's model, loaded in this process."""
 
-    capabilities: frozenset[str] = frozenset({"stream", "adapters", "sync", "sleep"})
+    capabilities: frozenset[str] = frozenset({"stream", "concurrent", "constraint", "adapters", "sync", "sleep"})
 
     def __init__(self, bundle: ModelBundle, config: TransformersEngineConfig) -> None:
         if bundle.template is None:
@@ -35,108 +41,140 @@ class TransformersEngine:
         if getattr(self.template, "media", None) is not None:
             self.capabilities |= {"media"}
         self.capabilities |= heads.CAPABILITIES.get(bundle.task, set())
-        self.model = bundle.model.eval()
-        self.adapters: set[str] = set()
-        self.only: str | None = None  # an adapter beside which there is no base
-        # A model that comes tuned is served as it comes: its own adapter stays on where a request names none.
-        self.own = str(self.model.active_adapter) if hasattr(self.model, "peft_config") else None
-        self.version = 0
+        self._adapters = Adapters(bundle.model.eval())
+        self._processors = load_processors(config.processors)
+        self._started = threading.RLock()
+        self._rendering = threading.Lock()  # tokenizers change their settings while they work
+        self._runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
+        self._constraints: Constraints | None = None
+        self._stop_ids: list[int] | None = None
+        self._awake_on: torch.device | None = None
+        self._closed = False
+        self._version = 0
+
+    @property
+    def model(self) -> Any:
+        return self._adapters.model
+
+    @property
+    def adapters(self) -> set[str]:
+        return self._adapters.names
+
+    @property
+    def version(self) -> int:
+        return self._version
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    # --- generation ---------------------------------------------------------------------------------------------------
+
     def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
-        prompts = [self._prompt(request) for request in requests]
-        if stream:
-            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
-                yield from self._stream(index, request, prompt)
-            return
-        groups: dict[Any, list[int]] = {}
-        for index in sorted(range(len(requests)), key=lambda n: len(prompts[n])):
-            groups.setdefault(settings(requests[index]), []).append(index)
-        for indexes in groups.values():
-            for start in range(0, len(indexes), self.config.batch_size):
-                chosen = indexes[start : start + self.config.batch_size]
-                yield from self._batch(chosen, [requests[n] for n in chosen], [prompts[n] for n in chosen])
+        """Completions as they are finished; closing the iterator cancels the rest.
 
-    def _batch(self, indexes: list[int], requests: list[Request], prompts: list[list[int]]) -> Iterator[Completion]:
-        request = requests[0]
-        inputs = self._inputs(requests, prompts)
-        width, counts = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
-        with self._prepared(request):
-            made = self.model.generate(**inputs, generation_config=self._generation(request), **self._for_stops(request))
-        logits = torch.stack(made.logits, dim=1).float()  # [B, new, vocabulary]
-        new = made.sequences[:, width:]
-        logprobs = torch.log_softmax(logits, dim=-1).gather(-1, new[..., None])[..., 0]
-        for index, count, row, scores in zip(indexes, counts, new.tolist(), logprobs.tolist(), strict=True):
-            yield self._finish(index, request, count, row, scores)
-
-    def _inputs(self, requests: list[Request], prompts: list[list[int]]) -> dict[str, torch.Tensor]:
-        inputs = placed(make_inputs(self.template, requests, prompts, self._pad()), self.device, self.model.dtype)
-        return inputs | own_positions(self.model, inputs)
-
-    def _finish(self, index: int, request: Request, prompted: int, ids: list[int], scores: list[float]) -> Completion:
-        """The completion of new `ids` after `prompted` tokens."""
-        stops = set(self.template.stop_ids())
-        count = next((n + 1 for n, token in enumerate(ids) if token in stops), len(ids))
-        finish = "stop" if count and ids[count - 1] in stops else "length"
-        text = self.template.decode(ids[:count])
-        cut = min((text.index(stop) for stop in request.stop if stop in text), default=None)
-        if cut is not None:
-            # What follows the token that completed the stop string is padding, written while others of the batch went on.
-            ends = (n for n in range(1, count + 1) if any(stop in self.template.decode(ids[:n]) for stop in request.stop))
-            count, text, finish = next(ends, count), text[:cut], "stop"
-        return Completion(index, text, ids[:count], scores[:count], finish, prompted, self.version)
-
-    def _stream(self, index: int, request: Request, prompt: list[int]) -> Iterator[Completion]:
-        """Pieces of text as tokens come, then the whole completion."""
-        inputs = self._inputs([request], [prompt])
-        prompted = inputs["input_ids"].shape[1]
-        tokens: queue.Queue[int | BaseException | None] = queue.Queue()
-        stopped = threading.Event()
-
-        class Streamer(BaseStreamer):
-            prompt_seen = False
-
-            def put(self, value: torch.Tensor) -> None:
-                if stopped.is_set():
-                    raise _Stopped
-                if self.prompt_seen:
-                    tokens.put(int(value.flatten()[0]))
-                self.prompt_seen = True
-
-            def end(self) -> None:
-                tokens.put(None)
-
-        def work() -> None:
-            try:
-                with self._prepared(request):
-                    self.model.generate(
-                        **inputs, generation_config=self._generation(request), streamer=Streamer(), **self._for_stops(request)
-                    )
-            except BaseException as err:  # handed to the reader
-                tokens.put(err)
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        ids: list[int] = []
-        shown = ""
+        Log-probabilities, `top_logprobs` too, are of the model's own distribution: log softmax of its logits, before bias,
+        penalties, constraint, temperature and the rest, as OpenAI's and vLLM's are. A seed gives the same answer whatever else
+        runs, up to rounding. An error of one request ends its call alone.
+        """
+        call = Call(stream)
+        rows = self._rows(call, requests)
         try:
-            while (token := tokens.get()) is not None:
-                if isinstance(token, BaseException):
-                    raise token
-                ids.append(token)
-                so_far = self._finish(index, request, prompted, ids, [])
-                whole = so_far.text if so_far.finish == "stop" else _without_begun_stop(so_far.text, request.stop)
-                if whole.startswith(shown) and not whole.endswith("\ufffd"):  # a character may take several tokens
-                    yield Completion(index, whole[len(shown) :], [token])
-                    shown = whole
+            if rows:
+                self._start()[1].submit(rows)
+            left = len(rows)
+            while left:
+                found = call.results.get()
+                if isinstance(found, BaseException):
+                    raise found
+                left -= found.finish is not None
+                yield found
         finally:
-            stopped.set()
-            worker.join()
-        # The full text again, from all ids; log-probabilities are not kept while streaming.
-        yield self._finish(index, request, prompted, ids, [])
+            call.cancelled = True
+
+    def _rows(self, call: Call, requests: Sequence[Request]) -> list[Row]:
+        """A row for each completion asked for. Raises RequestError or ValueError where one cannot be made."""
+        if not requests:
+            return []
+        self._ready()
+        runner = self._start()[0]
+        rows: list[Row] = []
+        for index, request in enumerate(requests):
+            self._adapters.check(request.adapter)
+            rows += self._rows_of(call, index, request, runner)
+        if runner.slots is None:  # those of one length are generated together
+            rows.sort(key=lambda row: len(row.prompt.ids))
+        return rows
+
+    def _rows_of(self, call: Call, index: int, request: Request, runner: Runner) -> list[Row]:
+        config = self.model.config.get_text_config(decoder=True)
+        check(request, config.vocab_size)
+        with self._rendering:
+            ids = text_ids(self.template, request)
+            stops = frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else frozenset(self._stops()))
+            inputs = None
+            if kinds(request) or runner.slots is None or not self._adapters.joinable(request.adapter):
+                inputs = media_inputs(self.template, request)
+        if inputs is not None:
+            ids = inputs["input_ids"][0].tolist()
+        if not ids:
+            raise RequestError("the prompt is empty: there is no token to continue")
+        request = self._fitted(request, len(ids), config)
+        matcher = None
+        if request.constraint is not None:
+            if self._constraints is None:
+                self._constraints = Constraints(self.tokenizer, self._stops())
+            matcher = self._constraints.matcher(request.constraint)
+        prompt = Prompt(ids, inputs, len(ids), request.n - 1)
+        made = []
+        for choice in range(request.n):
+            seed: Any = int(torch.randint(2**62, ())) if request.seed is None else f"{request.seed}/{choice}"
+            made.append(
+                Row(
+                    call, index, choice, request, prompt, request.adapter, stops, Text(self.template.decode, request.stop),
+                    random.Random(seed), matcher.copy() if matcher and choice else matcher,
+                )
+            )  # fmt: skip
+        return made
+
+    def _fitted(self, request: Request, count: int, config: Any) -> Request:
+        """The request with no more tokens than the model has positions for."""
+        limit = getattr(config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit <= 0 or self.model.config.is_encoder_decoder:
+            return request
+        if count >= limit:
+            raise RequestError(f"the prompt has {count} tokens, and the model takes {limit} with the answer")
+        if count + request.max_tokens <= limit:
+            return request
+        fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+        return Request(**{**fields, "max_tokens": limit - count})
+
+    def _stops(self) -> list[int]:
+        if self._stop_ids is None:
+            self._stop_ids = list(self.template.stop_ids())
+        return self._stop_ids
+
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else (self._stops() or [0])[0])
+
+    def _start(self) -> tuple[Runner, Scheduler]:
+        """What runs requests, made with the first of them."""
+        with self._started:
+            if self._runner is None or self._scheduler is None:
+                self._runner = Runner(self._adapters, self.template, self._pad(), self.config, self._processors)
+                self._runner.version = self._version
+                self._scheduler = Scheduler(self._runner, self.config.batch_size)
+            return self._runner, self._scheduler
+
+    def _ready(self) -> None:
+        if self._closed:
+            raise RequestError("the engine is closed")
+        if self._awake_on is not None:
+            raise RequestError("the engine sleeps: wake it first")
+
+    # --- forward passes -----------------------------------------------------------------------------------------------
 
     def logprobs(
         self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
@@ -150,7 +188,7 @@ class TransformersEngine:
             chosen = order[start : start + self.config.batch_size]
             inputs = placed(self.template.collate([whole[n] for n in chosen]).inputs, self.device, self.model.dtype)
             ids = inputs["input_ids"]
-            with torch.inference_mode(), self._adapter(adapter):
+            with self._adapter(adapter), torch.inference_mode():
                 logits = self.model(**inputs, use_cache=False).logits
                 for row, n in enumerate(chosen):
                     count = len(sequences[n])
@@ -172,104 +210,85 @@ class TransformersEngine:
         """All numbers that a model with a head gives for each sequence."""
         return heads.outputs(self, sequences)
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Load a peft adapter's folder. Raises RequestError when it does not fit."""
-        from peft import PeftConfig, PeftModel
-
-        if name == self.own:
-            raise RequestError(f"adapter {name!r} is the model's own; give {folder} another name")
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", "Found missing adapter keys")  # a part left as it was begun: no adapter at all
-                start = getattr(PeftConfig.from_pretrained(str(folder)), "init_lora_weights", None)
-                if isinstance(self.model, PeftModel):
-                    self.model.load_adapter(str(folder), adapter_name=name)
-                else:
-                    self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
-        except Exception as err:
-            raise RequestError(f"adapter {folder} cannot be loaded: {' '.join(str(err).split())}") from err
-        if str(start).startswith(("pissa", "olora", "corda")):  # a part of the base's weights went into the adapter
-            self.only = name
-        self.adapters.add(name)
-
-    def unload_adapter(self, name: str) -> None:
-        if name not in self.adapters:
-            raise RequestError(f"adapter {name!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}")
-        self.model.delete_adapter(name)
-        self.adapters.discard(name)
-        if self.only == name:
-            self.only = None
-
-    def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
-        own = self.model.state_dict()
-        for name, tensor in weights:
-            own[name].copy_(tensor)
-        self.version = version
-
-    def sleep(self) -> None:
-        self._awake_on = self.device
-        self.model.to("cpu")
-
-    def wake(self) -> None:
-        self.model.to(self._awake_on)
-
-    def close(self) -> None:
-        self.model = None
-
-    def _prompt(self, request: Request) -> list[int]:
-        if request.adapter is not None and request.adapter not in self.adapters:
-            raise RequestError(
-                f"adapter {request.adapter!r} is not loaded; loaded: {', '.join(sorted(self.adapters)) or 'none'}"
-            )
-        return text_ids(self.template, request)
-
-    def _generation(self, request: Request) -> GenerationConfig:
-        sampling = request.temperature > 0
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling:
-            options = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
-        return GenerationConfig(
-            max_new_tokens=request.max_tokens, repetition_penalty=request.repetition_penalty, pad_token_id=self._pad(),
-            eos_token_id=self.template.stop_ids(), stop_strings=request.stop or None, return_dict_in_generate=True,
-            output_logits=True, **options,
-        )  # fmt: skip
-
-    def _for_stops(self, request: Request) -> dict[str, Any]:
-        """What finding stop strings needs; a few models take no such argument."""
-        return {"tokenizer": self.tokenizer} if request.stop else {}
-
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else (self.template.stop_ids() or [0])[0])
-
-    @contextmanager
-    def _prepared(self, request: Request) -> Iterator[None]:
-        """No gradients, the request's adapter, and its seed where it has one."""
-        fork = torch.random.fork_rng() if request.seed is not None else nullcontext()
-        with torch.inference_mode(), self._adapter(request.adapter), fork:
-            if request.seed is not None:
-                torch.manual_seed(request.seed)
-            yield
-
     @contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:
-        if self.only and name != self.only:
-            raise RequestError(f"adapter {self.only!r} holds a part of the base's weights; nothing is served beside it")
-        if not self.adapters:
+        """The model for this thread alone, between two steps of the scheduler, with an adapter on."""
+        self._ready()
+        with self._exclusive(), self._adapters.on(name):
             yield
-        elif name is None and self.own is None:
-            with self.model.disable_adapter():
+
+    @contextmanager
+    def _exclusive(self, drain: bool = False) -> Iterator[None]:
+        with self._started:
+            scheduler = self._scheduler
+        if scheduler is None:
+            with self._started:  # nothing runs, and nothing can begin
                 yield
-        else:
-            self.model.set_adapter(name or self.own)
+            return
+        with scheduler.exclusive(drain):
             yield
 
+    # --- adapters and weights -----------------------------------------------------------------------------------------
 
-class _Stopped(Exception):
-    """The reader of a stream went away."""
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a peft adapter's folder, while requests run. Raises RequestError when it does not fit."""
+        self._ready()
+        with self._exclusive(drain=name in self._adapters.names or begun_as(folder)):
+            replaced = name in self._adapters.names
+            self._adapters.load(name, folder)
+            if self._runner is not None and self._adapters.only:
+                self._runner.forget()
+            elif self._runner is not None and replaced:
+                self._runner.prefixes.forget(name)
 
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, when the requests that use it are finished; new ones are refused at once."""
+        self._adapters.retire(name)
+        if self._scheduler is not None:
+            self._scheduler.wait_for(lambda rows: all(row.adapter != name or row.call.cancelled for row in rows))
+        with self._exclusive():
+            self._adapters.unload(name)
+            if self._runner is not None:
+                self._runner.prefixes.forget(name)
 
-def _without_begun_stop(text: str, stops: Sequence[str]) -> str:
-    """`text` without an ending that may turn out to begin a stop string."""
-    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-    return text[: len(text) - max(begun, default=0)]
+    def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
+        """Replace weights by name when what runs is finished; what waits is answered by the new ones."""
+        with self._exclusive(drain=True):
+            own = self.model.state_dict()
+            for name, tensor in weights:
+                if name not in own:
+                    raise RequestError(f"weight {name!r} is not one of the model's, {next(iter(own))} for example")
+                own[name].copy_(tensor)
+            self._version = version
+            if self._runner is not None:
+                self._runner.version = version
+                self._runner.forget()
+
+    def sleep(self) -> None:
+        """Give the device's memory back, when what runs is finished; nothing is answered until `wake`."""
+        with self._exclusive(drain=True):
+            if self._awake_on is None:
+                self._awake_on = self.device
+                if self._runner is not None:
+                    self._runner.forget()
+                    self._runner.reset()
+                self.model.to("cpu")
+
+    def wake(self) -> None:
+        with self._exclusive(drain=True):
+            if self._awake_on is not None:
+                self.model.to(self._awake_on)
+                self._awake_on = None
+
+    def close(self) -> None:
+        """End what runs with an error, and let go of the model."""
+        self._closed = True
+        with self._started:
+            scheduler, runner = self._scheduler, self._runner
+        if scheduler is not None:
+            scheduler.close()
+        if runner is not None:
+            runner.forget()
+            runner.reset()
+        self._adapters.rest()
+        self._adapters.model = None

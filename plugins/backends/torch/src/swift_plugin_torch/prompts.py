@@ -6,52 +6,47 @@ Shapes: B requests, T tokens of the longest prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from swift_core.errors import CapabilityError
 from swift_core.types import Request, Template
 
-APART = ("messages", "tools", "token_ids", "template_kwargs", "media")  # what requests of one batch may differ in
 
-
-def settings(request: Request) -> tuple[Any, ...]:
-    """What requests must share to be generated together: everything but their prompts, and the kinds and numbers of media."""
-    shared = tuple(str(getattr(request, item.name)) for item in fields(request) if item.name not in APART)
-    return *shared, *((key, len(items)) for key, items in sorted(request.media.items()) if items)
+def kinds(request: Request) -> tuple[tuple[str, int], ...]:
+    """The kinds of a request's media, and how many of each: what requests of one batch share."""
+    return tuple((key, len(items)) for key, items in sorted(request.media.items()) if items)
 
 
 def text_ids(template: Template, request: Request) -> list[int]:
-    """The ids of a request's prompt, the places of its media not yet filled: enough to order requests by. Raises ValueError."""
+    """The ids of a request's prompt, the places of its media not yet filled. Raises ValueError."""
     if request.token_ids is not None:
         return list(request.token_ids)
     return template.prompt(request.messages or [], request.tools, **request.template_kwargs)
 
 
-def make_inputs(
-    template: Any, requests: Sequence[Request], prompts: Sequence[Sequence[int]], pad: int
-) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask [B, T], padded on the left, and media tensors. Raises ValueError for media that cannot be
-    read or that the model does not take."""
+def media_inputs(template: Any, request: Request) -> dict[str, torch.Tensor] | None:
+    """input_ids and attention_mask [1, T] of a prompt with media, and their tensors; None where the model takes text only.
+    Raises ValueError for media that cannot be read or that the model does not take."""
     if getattr(template, "media", None) is None:
-        for request in requests:
-            if any(request.media.values()):
-                names = ", ".join(key for key, items in request.media.items() if items)
-                raise CapabilityError(f"the request has {names}, and this model takes text only")
-        return _of_ids(prompts, pad)
-    made = [_one(template, request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
-    found: dict[str, torch.Tensor] = template.batch(made)
-    return found
-
-
-def _one(template: Any, request: Request, prompt: Sequence[int]) -> Mapping[str, torch.Tensor]:
+        if kinds(request):
+            names = ", ".join(key for key, _ in kinds(request))
+            raise CapabilityError(f"the request has {names}, and this model takes text only")
+        return None
     if request.token_ids is not None:
-        return _of_ids([prompt], 0)
-    found: Mapping[str, torch.Tensor] = template.inputs(
-        request.messages or [], request.media, request.tools, **request.template_kwargs
-    )
-    return found
+        if kinds(request):
+            raise CapabilityError("media go with messages, whose places they fill, not with token ids")
+        return _of_ids([request.token_ids], 0)
+    return dict(template.inputs(request.messages or [], request.media, request.tools, **request.template_kwargs))
+
+
+def gathered(
+    template: Any, made: Sequence[Mapping[str, torch.Tensor] | None], prompts: Sequence[Sequence[int]], pad: int
+) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [B, T] of several prompts, padded on the left, and media tensors."""
+    if any(inputs is None for inputs in made):
+        return _of_ids(prompts, pad)
+    return dict(template.batch(made))
 
 
 def _of_ids(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:

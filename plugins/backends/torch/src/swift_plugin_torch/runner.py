@@ -1,0 +1,199 @@
+"""What the scheduler's thread does with the model: reads prompts, makes tokens, keeps states for later prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from swift_core.errors import RunError, SwiftError
+
+from swift_plugin_torch import grouped
+from swift_plugin_torch.adapters import Adapters
+from swift_plugin_torch.config import TransformersEngineConfig
+from swift_plugin_torch.prefixes import Prefixes
+from swift_plugin_torch.prompts import gathered, kinds, placed
+from swift_plugin_torch.rows import Row
+from swift_plugin_torch.sampling import Processor, choose
+from swift_plugin_torch.slots import Slots, joinable
+
+KEEP = 256 << 20  # bytes of slots that stay when nothing runs
+
+
+class Runner:
+    """The model with its cache. Every method is called by one thread at a time."""
+
+    def __init__(
+        self, adapters: Adapters, template: Any, pad: int, config: TransformersEngineConfig, processors: Sequence[Processor]
+    ) -> None:
+        self.adapters, self.template, self.pad, self.config, self.processors = adapters, template, pad, config, processors
+        self.slots = Slots(adapters.model) if joinable(adapters.model) else None
+        self.prefixes = Prefixes(config.prefix_mib << 20)
+        self.version = 0
+        self._turn = 0
+
+    def joins(self, row: Row) -> bool:
+        """Whether a row can share the cache. One with inputs of its own, media for example, cannot."""
+        return self.slots is not None and row.prompt.inputs is None and self.adapters.joinable(row.adapter)
+
+    # --- rows in slots ------------------------------------------------------------------------------------------------
+
+    def begin(self, row: Row, slot: int) -> None:
+        """Start a row: with the states of a prompt that begins alike, or with all that its first row computed."""
+        slots, prompt = self._slots(), row.prompt
+        slots.room(slot + 1, 1)
+        slots.used[slot] = 0
+        if prompt.logits is not None:
+            slots.load(slot, prompt.states, len(prompt.ids))
+            logits, prompt.waiting = prompt.logits, prompt.waiting - 1
+            if not prompt.waiting:
+                prompt.states = prompt.logits = None
+            self._advance(logits, [row], [slot])
+            return
+        states, count = self.prefixes.find(row.adapter, prompt.ids)
+        if states is not None:
+            slots.load(slot, states, count)
+        prompt.cached = count
+
+    def read(self, rows: dict[int, Row]) -> None:
+        """Read the next part of some prompts, at most `prefill_tokens` with their padding, in one pass."""
+        slots, budget = self._slots(), self.config.prefill_tokens
+        left = {slot: len(row.prompt.ids) - slots.used[slot] for slot, row in rows.items()}
+        self._turn += 1
+        order = sorted(rows, key=lambda slot: left[slot])
+        if self._turn % 2:  # every other time the oldest first, so that short prompts do not keep a long one waiting
+            oldest = next(iter(rows))
+            order = [oldest, *(slot for slot in order if slot != oldest)]
+        first, chosen = min(left[order[0]], budget), [order[0]]
+        longest = first
+        for slot in order[1:]:
+            width = max(longest, left[slot])
+            if (len(chosen) + 1) * width <= budget and left[slot] <= 2 * first + 16 and first <= 2 * left[slot] + 16:
+                chosen.append(slot)
+                longest = width
+        (group, *_) = self.adapters.groups([rows[slot].adapter for slot in chosen])
+        chosen = sorted(chosen[n] for n in group)
+        parts = [rows[slot].prompt.ids[slots.used[slot] : slots.used[slot] + min(left[slot], budget)] for slot in chosen]
+        logits = self._forward(chosen, parts, [rows[slot].adapter for slot in chosen])[:, -1]
+        over = [n for n, slot in enumerate(chosen) if slots.used[slot] == len(rows[slot].prompt.ids)]
+        for n in over:
+            self._prompt_read(rows[chosen[n]], chosen[n], logits[n : n + 1])
+        if over:
+            self._advance(logits[over], [rows[chosen[n]] for n in over], [chosen[n] for n in over])
+
+    def _prompt_read(self, row: Row, slot: int, logits: torch.Tensor) -> None:
+        """Keep what other rows can use."""
+        slots, prompt = self._slots(), row.prompt
+        states = None
+        if prompt.waiting:
+            prompt.states = states = slots.save(slot, len(prompt.ids))
+            prompt.logits = logits.clone()
+        if self.prefixes.lacks(row.adapter, prompt.ids):
+            self.prefixes.keep(row.adapter, prompt.ids, states or slots.save(slot, len(prompt.ids)))
+
+    def decode(self, rows: dict[int, Row]) -> None:
+        """One token for each row."""
+        taken = sorted(rows)
+        for group in self.adapters.groups([rows[slot].adapter for slot in taken]):
+            own = [taken[n] for n in group]
+            span = range(own[0], own[-1] + 1)
+            # Slots between them come along for nothing, as rows side by side are read without a copy.
+            within = list(span) if len(span) <= len(own) + max(2, len(own) // 2) else own
+            ids = [rows[slot].ids[-1:] if slot in rows and slot in own else [] for slot in within]
+            names = [rows[slot].adapter if slot in own else rows[own[0]].adapter for slot in within]
+            logits = self._forward(within, ids, names)[:, -1]
+            if within != own:
+                logits = logits[[within.index(slot) for slot in own]]
+            self._advance(logits, [rows[slot] for slot in own], own)
+
+    def _forward(self, taken: Sequence[int], ids: Sequence[Sequence[int]], names: Sequence[str | None]) -> torch.Tensor:
+        return self._slots().forward(self.adapters.passes(names), taken, ids)
+
+    def _advance(self, logits: torch.Tensor, rows: Sequence[Row], taken: Sequence[int] = ()) -> list[int | None]:
+        """Choose a token for each row, and send what is new."""
+        try:
+            tokens = choose(logits, rows, self.processors)
+        except SwiftError:
+            tokens = self._one_by_one(logits, rows)
+        for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if token is None and row.finish is None:
+                row.call.fail(RunError("the model gave logits that are not finite numbers"))
+                if taken:
+                    self._slots().clear(taken[n])
+            elif row.finish is not None:
+                row.end(self.template.decode, self.version)
+            elif row.call.stream:
+                row.send_piece()
+        return tokens
+
+    def _one_by_one(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
+        """The same where a row has a fault of its own: only that one fails."""
+        tokens: list[int | None] = []
+        for n, row in enumerate(rows):
+            try:
+                tokens += choose(logits[n : n + 1], [row], self.processors)
+            except SwiftError as err:
+                row.call.fail(err)
+                tokens.append(0)
+        return tokens
+
+    def leave(self, row: Row, slot: int) -> None:
+        """Free a slot. States of a whole talk are kept for its next turn."""
+        slots = self._slots()
+        if row.finish is not None and row.leads and not row.call.cancelled:
+            ids = [*row.prompt.ids, *row.ids][: slots.used[slot]]
+            if self.prefixes.lacks(row.adapter, ids):
+                self.prefixes.keep(row.adapter, ids, slots.save(slot, len(ids)))
+        slots.used[slot] = 0
+
+    def move(self, slot: int, to: int) -> None:
+        self._slots().move(slot, to)
+
+    def _slots(self) -> Slots:
+        assert self.slots is not None
+        return self.slots
+
+    # --- rows that go alone -------------------------------------------------------------------------------------------
+
+    def alike(self, one: Row, other: Row) -> bool:
+        """Whether two rows can be generated together from beginning to end."""
+        same = one.adapter == other.adapter and kinds(one.request) == kinds(other.request)
+        return same and not self.joins(other)
+
+    def together(self, rows: Sequence[Row]) -> None:
+        """Generate rows that cannot share the cache, to their ends."""
+        inputs = placed(
+            gathered(self.template, [row.prompt.inputs for row in rows], [row.prompt.ids for row in rows], self.pad),
+            self.adapters.model.device, self.adapters.model.dtype,
+        )  # fmt: skip
+        for row, count in zip(rows, inputs["attention_mask"].sum(1).tolist(), strict=True):
+            row.prompt.tokens = count
+
+        def step(logits: torch.Tensor) -> list[int | None]:
+            alive = [n for n, row in enumerate(rows) if row.finish is None and not row.call.cancelled]
+            tokens: list[int | None] = [None] * len(rows)
+            if alive:
+                found = self._advance(logits[alive], [rows[n] for n in alive])
+                for n, token in zip(alive, found, strict=True):
+                    tokens[n] = token
+            return tokens
+
+        with self.adapters.on(rows[0].adapter) as model:
+            grouped.generate(model, rows, inputs, self.pad, step)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Other weights: nothing that was computed counts."""
+        self.prefixes.clear()
+
+    def reset(self) -> None:
+        """After a failure: nothing of what ran is used again."""
+        if self.slots is not None:
+            self.slots.free()
+
+    def rest(self) -> None:
+        """Nothing runs: leave the model as others expect it, and give large memory back."""
+        self.adapters.rest()
+        if self.slots is not None and self.slots.bytes() > KEEP:
+            self.slots.free()
