@@ -76,7 +76,8 @@ def compare(reference: Opened, other: Opened, count: int, tokens: int, adapter: 
     """Greedy answers of both to the same prompts, and both's log-probabilities of the reference's."""
     assert reference.template is not None
     requests = [
-        Request(token_ids=reference.template.prompt(messages), max_tokens=tokens, adapter=adapter) for messages in prompts(count)
+        Request(token_ids=reference.template.prompt(messages), max_tokens=tokens, adapter=adapter)
+        for messages in prompts(count)
     ]
     expected, got = answers(reference, requests), answers(other, requests)
     found = Agreement()

@@ -1,0 +1,1 @@
+"""Load and faults of `swift-core serve`."""
