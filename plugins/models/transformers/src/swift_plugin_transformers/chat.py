@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from swift_core.config import build_options
 from swift_core.errors import RequestError
 from swift_core.types import Batch, Row, Sample
 
+from swift_plugin_transformers.answers.grammar import call_grammar
+from swift_plugin_transformers.answers.learn import learn as learn_answers
+from swift_plugin_transformers.answers.reader import AnswerFormat, Reader
 from swift_plugin_transformers.collation import collate as collate_text
 from swift_plugin_transformers.collation import pack
 from swift_plugin_transformers.config import ChatTemplateConfig
@@ -308,6 +312,20 @@ class ChatTemplate:
                 return set(ids) if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else set()
             return set()
         return set()
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the chat template writes reasoning and tool calls, learnt from it on first use."""
+        return learn_answers(self)
+
+    def reader(self, prompt: Sequence[int], tools: list[Any] | None = None) -> Reader:
+        """Reads one answer to a prompt's ids. Calls are looked for where there are tools."""
+        return Reader(self.tokenizer, self.answers, prompt, tools, self.stop_ids())
+
+    def call_grammar(self, tools: list[Any], name: str | None = None, many: bool = True) -> str:
+        """A Lark grammar of an answer that calls one of `tools`, or the one named; with `many`, as many calls as the format
+        has room for. Raises RequestError for tools that cannot be called, or a name that none of them has."""
+        return call_grammar(self.tokenizer, self.answers, tools, name, many)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         pad = self.tokenizer.pad_token_id or 0
