@@ -280,7 +280,7 @@ def test_chunked_logprobs_and_gradients(trained: str, chunk: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("hidden", [32, 64, 72, 576])
 def test_the_output_layer_is_taken_apart_in_every_precision_and_width(dtype: torch.dtype, hidden: int) -> None:
-    config = transformers.LlamaConfig(64, hidden, hidden, 1, 4, head_dim=8)
+    config = transformers.LlamaConfig(**SHAPE | {"hidden_size": hidden, "num_hidden_layers": 1})
     assert Forward(transformers.LlamaForCausalLM(config).to(dtype)).head is not None
 
 
