@@ -420,3 +420,44 @@ def test_threads_and_description() -> None:
     finally:
         torch.set_num_threads(before)
     assert backend().peak_bytes() > 100 * 2**20  # torch alone takes that
+
+
+class Normed(torch.nn.Module):
+    """A tower with running statistics before a trained layer, over ids in place of pictures; `prefix` positions stand before
+    those of the text, as in GIT."""
+
+    def __init__(self, prefix: int = 0) -> None:
+        super().__init__()
+        self.tower, self.norm, self.out = torch.nn.Embedding(256, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 256)
+        self.prefix = prefix
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> SimpleNamespace:
+        states = self.norm(self.tower(input_ids).transpose(1, 2)).transpose(1, 2)
+        before = states.new_ones((len(input_ids), self.prefix, 8))
+        return SimpleNamespace(logits=self.out(torch.cat([before, states], 1)))
+
+
+@pytest.mark.parametrize("trained", ["out", "", "norm"])
+def test_running_statistics_move_only_where_their_layer_is_trained(tiny_bundle: ModelBundle, trained: str) -> None:
+    template: Any = tiny_bundle.template
+    torch.manual_seed(0)
+    model = Normed()
+    start = model.norm.running_mean.clone()  # type: ignore[union-attr]
+    steps = backend().prepare({"policy": Whole(model, trained)}, None, CONFIG)
+    batch = template.collate(SAMPLES)
+    told = steps.evaluate([batch], weighted_sum).loss
+    loss = steps.forward_backward([batch], weighted_sum).loss
+    assert torch.equal(model.norm.running_mean, start) == (trained == "out")
+    assert (loss == told) == (trained == "out")  # frozen, they are in a training pass what they are in inference
+    assert model.training
+    assert model.out.training
+
+
+def test_what_stands_before_the_text_has_no_labels(tiny_bundle: ModelBundle) -> None:
+    template: Any = tiny_bundle.template
+    found = []
+    for prefix in (0, 5):
+        torch.manual_seed(0)
+        steps = prepare(Normed(prefix))
+        found.append(steps.forward("policy", template.collate(SAMPLES)).logprobs())
+    assert torch.equal(*found)

@@ -22,7 +22,7 @@ from swift_plugin_lora.tuner import LoraTuned, all_linear
 from swift_plugin_transformers.config import TransformersConfig
 from swift_plugin_transformers.loading import load_model, load_processor
 from swift_plugin_transformers.testing import save_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BlipConfig, BlipForConditionalGeneration
 
 IDS = torch.tensor([[10, 20, 30, 40, 50, 60, 70, 80], [200, 3, 150, 9, 77, 77, 21, 5]])
 INITS = ["default", "gaussian", "pissa", "olora", "orthogonal"]
@@ -391,3 +391,29 @@ def test_the_start_depends_on_the_seed_alone(tiny_bundle: ModelBundle) -> None:
     one, same, other = first(3, 0), first(3, 17), first(4, 0)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_that_takes_no_embeddings_and_names_no_head(tmp_path: Path) -> None:
+    """BLIP: what peft wraps around a task would hand it `inputs_embeds`, and its output head, which it does not call its own,
+    shares its weight with the embedding."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 256, "encoder_hidden_size": 32, "hidden_dropout_prob": 0.0}
+    config = BlipConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(config).eval()
+    tuned = tune(ModelBundle(model, None, "blip"))
+    assert not [name for name in tuned.trainable() if "predictions.decoder" in name]
+    move(tuned)
+
+    def told(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(pixel_values=torch.ones(2, 3, 16, 16), input_ids=IDS).logits  # type: ignore[no-any-return]
+
+    expected = told(tuned.model)
+    assert gap(expected, told(model)) > 0.01
+    tuned.save(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] is None
+    fresh = tune(ModelBundle(model, None, "blip"), seed=5)
+    fresh.load(tmp_path)
+    assert torch.equal(told(fresh.model), expected)
+    assert gap(told(tuned.merge().model), expected) < 1e-5

@@ -44,6 +44,7 @@ class TorchSteps:
         if not self.parameters:
             raise RequestError("nothing is trained: the tuner leaves no parameter with a gradient")
         groups = self._with_masters(groups)
+        self.frozen_statistics = frozen_statistics(self.policy.model)
         self.passes = {role: Forward(tuned.model) for role, tuned in roles.items()}
         self.checkpointing = Checkpointing(self.passes["policy"].base, backend.checkpointing, backend.device)
         if optimizer is not None:  # asked for by name: it goes before the tuner's own
@@ -58,6 +59,8 @@ class TorchSteps:
         weight, tokens, trained = self.backend.total(counts)
         scale = 1.0 / weight if weight else 0.0
         self.policy.model.train()
+        for module in self.frozen_statistics:
+            module.eval()
         loss = 0.0
         for batch in microbatches:
             self.checkpointing.prepare(batch.labels.numel())
@@ -201,3 +204,10 @@ class TorchSteps:
         for parameter in self.masters:
             parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
             offset += parameter.numel()
+
+
+def frozen_statistics(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Layers that keep running statistics of what passes through, such as BatchNorm, of which nothing is trained. In a training
+    pass they stay as in inference: their statistics belong to the frozen weights, and no adapter would carry them."""
+    found = (module for module in model.modules() if getattr(module, "track_running_stats", False))
+    return [module for module in found if not any(parameter.requires_grad for parameter in module.parameters())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ class LoraTuned:
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=choose(bundle, config),
             exclude_modules=config.exclude or None, use_rslora=config.rslora, use_dora=config.dora,
             init_lora_weights=True if config.init == "default" else config.init,
-            modules_to_save=[*config.save_modules, *heads(bundle)] or None, task_type=TASKS.get(bundle.task),
+            modules_to_save=[*config.save_modules, *heads(bundle)] or None, task_type=task_of(bundle),
         )  # fmt: skip
         if not bundle.quantization:  # peft has layers of its own for quantized ones
             options._register_custom_module({torch.nn.Linear: FusedLinear})
@@ -137,6 +138,13 @@ class LoraTuned:
         return replace(self.bundle, model=model)
 
 
+def task_of(bundle: ModelBundle) -> str | None:
+    """What peft calls the model's task; None for a model that takes no embeddings in place of ids, such as BLIP: what peft
+    wraps around a task names that argument in each call, and the model would hand it on to its parts."""
+    takes = inspect.signature(type(bundle.model).forward).parameters
+    return TASKS.get(bundle.task) if "inputs_embeds" in takes else None
+
+
 def heads(bundle: ModelBundle) -> list[str]:
     """The head of a classifier or reward model, trained whole: it may be new."""
     named = (name for name, _ in bundle.model.named_children())
@@ -203,7 +211,7 @@ def all_linear(model: torch.nn.Module) -> list[str]:
         linear = isinstance(module, torch.nn.Linear) or quantized or type(module).__name__ == "Conv1D"
         if linear and module is not head and not _of_its_own(module) and not (mamba and name.endswith("out_proj")):
             found[name] = module
-    shared = _shared_by(found)
+    shared = _shared_by(found) | _embeddings_too(model, found)
     return [name for name in found if name not in shared]
 
 
@@ -231,6 +239,12 @@ def _shared_by(layers: dict[str, torch.nn.Module]) -> set[str]:
     for name, module in layers.items():
         owners.setdefault(id(getattr(module, "weight", module)), []).append(name)
     return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _embeddings_too(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> set[str]:
+    """Names of layers whose weight is an embedding's too: output heads that a model does not call its own, such as BLIP's."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return {name for name, module in layers.items() if id(getattr(module, "weight", None)) in tables}
 
 
 def read_options(folder: Path) -> peft.LoraConfig:
