@@ -1,9 +1,9 @@
-"""Does an engine give the torch engine's tokens and log-probabilities? Fifty greedy answers in fp32, with and without an adapter.
+"""Does an engine give the torch engine's tokens and log-probabilities? Fifty greedy answers, without or with an adapter.
 
     .venv/bin/python -m benchmarks.serve.agree vllm engine.dtype=float32
     .venv/bin/python -m benchmarks.serve.agree openvino engine.precision=fp32 --adapter random
 
-A first token that differs is explained where the torch engine's two likeliest are within 1e-3 of each other there; each is shown.
+A first token that differs is explained where the torch engine finds both within 1e-3 of each other; each is shown.
 Exit code 1 where less than 95 % agree, a difference has no explanation, or log-probabilities differ by more than 1e-3.
 """
 

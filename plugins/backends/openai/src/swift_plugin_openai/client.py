@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -72,7 +72,7 @@ class Client:
         async with self._places:
             return await self._json("POST", path, body)
 
-    async def events(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON of each server-sent event that answers a POST, to `[DONE]`. Tried again until the first has come.
 
         Raises RunError where the stream breaks off, or tells of an error.

@@ -28,12 +28,14 @@ MARK = "installed.json"  # written last: an environment without it is not whole
 class Recipe:
     """How one engine's environment is made on one kind of device.
 
-    whole: the requirements name every package, and are installed without their dependencies. module: what it must import.
+    whole: the requirements name every package, and are installed without their dependencies. module: what it must
+    import; package: whose version is shown.
     """
 
     engine: str
     device: str
     module: str
+    package: str
     requirements: Path
     whole: bool
     megabytes: int
@@ -53,7 +55,15 @@ def read_recipe(folder: Path, device: str = "cpu") -> Recipe:
     if (chosen := data.get(device)) is None:
         other = "--cuda" if device == "cpu" else "without --cuda"
         raise RequestError(f"{data['engine']} has no environment for {device}: {data.get('note', f'install it {other}')}")
-    return Recipe(data["engine"], device, data["module"], folder / chosen["requirements"], chosen["whole"], chosen["megabytes"])
+    return Recipe(
+        data["engine"],
+        device,
+        data["module"],
+        chosen["package"],
+        folder / chosen["requirements"],
+        chosen["whole"],
+        chosen["megabytes"],
+    )
 
 
 def recipes() -> dict[str, Path]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class TokenEngine:
     name = ""
     capabilities: frozenset[str] = frozenset({"stream", "concurrent"})
     serial_scores = False  # whether `logprobs` asks for one sequence at a time
+    own_stops = False  # whether stop strings are found here, and the process is told to end
 
     def __init__(self, folder: ModelFolder, config: ProcessConfig) -> None:
         self.folder, self.template, self.config = folder, folder.template, config
@@ -70,8 +71,8 @@ class TokenEngine:
             "prompt": ids, "max_tokens": request.max_tokens, "min_tokens": request.min_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k, "min_p": request.min_p,
             "repetition_penalty": request.repetition_penalty, "presence_penalty": request.presence_penalty,
-            "frequency_penalty": request.frequency_penalty, "stop": request.stop, "stop_token_ids": stops,
-            "ignore_eos": request.ignore_eos, "logprobs": request.top_logprobs, "n": self._drawn(request),
+            "frequency_penalty": request.frequency_penalty, "stop": [] if self.own_stops else request.stop,
+            "stop_token_ids": stops, "ignore_eos": request.ignore_eos, "logprobs": request.top_logprobs, "n": self._drawn(request),
             "return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
         if request.seed is not None:
@@ -131,18 +132,26 @@ class TokenEngine:
         answers = [Answer(index, choice) for choice in range(count)]
         texts = [Pieces(self.template, request.stop) for _ in range(count)]
         usage: Mapping[str, Any] | None = None
+        watch = self.own_stops and bool(request.stop)
         try:
-            async for event in self._events(sent, stream):
-                usage = event.get("usage") or usage
-                for choice in event.get("choices") or ():
-                    number = choice.get("index", 0)
-                    piece = answers[number].add(choice)
-                    if stream:
+            async with aclosing(self._events(sent, stream or watch)) as events:
+                async for event in events:
+                    usage = event.get("usage") or usage
+                    for choice in event.get("choices") or ():
+                        number = choice.get("index", 0)
+                        if texts[number].stopped:
+                            continue
+                        piece = answers[number].add(choice)
+                        if not (stream or watch):
+                            texts[number].ids += piece.token_ids
+                            continue
                         text = texts[number].feed(piece.token_ids)
-                        if piece.token_ids or text:
+                        if texts[number].stopped:
+                            answers[number].finish = "stop"
+                        if stream and (piece.token_ids or text):
                             yield replace(piece, text=text, top_logprobs=_first(piece.top_logprobs, request.top_logprobs))
-                    else:
-                        texts[number].ids += piece.token_ids
+                    if watch and all(answer.finish for answer in answers):
+                        break  # leaving hangs up, and the process ends the rest
         except (RunError, Refused) as err:
             raise await self._explained(err) from err
         for number, answer in enumerate(answers):
@@ -155,14 +164,14 @@ class TokenEngine:
             for choice in range(number, request.n, count):
                 yield replace(done, choice=choice)
 
-    async def _events(self, sent: dict[str, Any], stream: bool) -> AsyncIterator[Mapping[str, Any]]:
+    async def _events(self, sent: dict[str, Any], stream: bool) -> AsyncGenerator[Mapping[str, Any], None]:
         if not stream:
             yield await self.client.post("/v1/completions", {**sent, "stream": False}) or {}
             return
-        async for event in self.client.events(
-            "/v1/completions", {**sent, "stream": True, "stream_options": {"include_usage": True}}
-        ):
-            yield event
+        body = {**sent, "stream": True, "stream_options": {"include_usage": True}}
+        async with aclosing(self.client.events("/v1/completions", body)) as events:
+            async for event in events:
+                yield event
 
     async def _explained(self, err: RunError | RequestError) -> RunError | RequestError:
         """A request that was under way when the server died says so."""
