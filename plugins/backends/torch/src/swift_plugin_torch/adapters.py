@@ -38,6 +38,11 @@ class Adapters:
         if self.only and name != self.only:
             raise RequestError(f"adapter {self.only!r} holds a part of the base's weights; nothing is served beside it")
 
+    def loaded(self, name: str | None) -> None:
+        """Raise RequestError where an adapter was unloaded since its request was checked."""
+        if name is not None and name not in self.names:
+            raise self._unknown(name)
+
     def joinable(self, name: str | None) -> bool:
         """Whether rows of this adapter can share the cache of running rows: not where it brings states of its own."""
         config = self.model.peft_config[name or self.own] if (name or self.own) else None
@@ -89,6 +94,12 @@ class Adapters:
     def on(self, name: str | None) -> Iterator[Any]:
         """The model with one adapter on."""
         self.check(name)
+        with self.turned(name) as model:
+            yield model
+
+    @contextmanager
+    def turned(self, name: str | None) -> Iterator[Any]:
+        """The same for requests that were checked when they came."""
         self.turn(name)
         try:
             yield self.model

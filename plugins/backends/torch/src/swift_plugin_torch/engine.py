@@ -109,7 +109,7 @@ class TransformersEngine:
 
     def _rows_of(self, call: Call, index: int, request: Request, runner: Runner) -> list[Row]:
         config = self.model.config.get_text_config(decoder=True)
-        check(request, config.vocab_size)
+        check(request, getattr(config, "vocab_size", 1 << 31))
         with self._rendering:
             ids = text_ids(self.template, request)
             stops = frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else frozenset(self._stops()))

@@ -58,7 +58,6 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     told: int = 0  # tokens that went out in pieces
-    done: int = 0  # tokens of prompt and answer whose states are in the slot
     finish: str | None = None
     cut: bool = False  # ended by a stop string, which its text ends before
     counts: torch.Tensor | None = None  # [V] how often each token was generated, for penalties
@@ -66,7 +65,7 @@ class Row:
 
     @property
     def greedy(self) -> bool:
-        return self.request.temperature <= 0
+        return self.request.temperature < 1e-5
 
     @property
     def plain(self) -> bool:
@@ -80,11 +79,6 @@ class Row:
     @property
     def leads(self) -> bool:
         return self.choice == 0
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.prompt.ids) + len(self.ids)
 
     def accept(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
         """Add a token; sets `finish` where it is the last."""

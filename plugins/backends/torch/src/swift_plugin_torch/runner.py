@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from swift_core.errors import RunError, SwiftError
+from swift_core.errors import RunError
 
 from swift_plugin_torch import grouped
 from swift_plugin_torch.adapters import Adapters
@@ -40,6 +40,7 @@ class Runner:
 
     def begin(self, row: Row, slot: int) -> None:
         """Start a row: with the states of a prompt that begins alike, or with all that its first row computed."""
+        self.adapters.loaded(row.adapter)
         slots, prompt = self._slots(), row.prompt
         slots.room(slot + 1, 1)
         slots.used[slot] = 0
@@ -111,11 +112,10 @@ class Runner:
 
     def _advance(self, logits: torch.Tensor, rows: Sequence[Row], taken: Sequence[int] = ()) -> list[int | None]:
         """Choose a token for each row, and send what is new."""
-        try:
-            tokens = choose(logits, rows, self.processors)
-        except SwiftError:
-            tokens = self._one_by_one(logits, rows)
+        tokens = choose(logits, rows, self.processors)
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if row.call.cancelled:
+                continue
             if token is None and row.finish is None:
                 row.call.fail(RunError("the model gave logits that are not finite numbers"))
                 if taken:
@@ -124,17 +124,6 @@ class Runner:
                 row.end(self.template.decode, self.version)
             elif row.call.stream:
                 row.send_piece()
-        return tokens
-
-    def _one_by_one(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int | None]:
-        """The same where a row has a fault of its own: only that one fails."""
-        tokens: list[int | None] = []
-        for n, row in enumerate(rows):
-            try:
-                tokens += choose(logits[n : n + 1], [row], self.processors)
-            except SwiftError as err:
-                row.call.fail(err)
-                tokens.append(0)
         return tokens
 
     def leave(self, row: Row, slot: int) -> None:
@@ -162,6 +151,7 @@ class Runner:
 
     def together(self, rows: Sequence[Row]) -> None:
         """Generate rows that cannot share the cache, to their ends."""
+        self.adapters.loaded(rows[0].adapter)
         inputs = placed(
             gathered(self.template, [row.prompt.inputs for row in rows], [row.prompt.ids for row in rows], self.pad),
             self.adapters.model.device, self.adapters.model.dtype,
@@ -178,7 +168,7 @@ class Runner:
                     tokens[n] = token
             return tokens
 
-        with self.adapters.on(rows[0].adapter) as model:
+        with self.adapters.turned(rows[0].adapter) as model:
             grouped.generate(model, rows, inputs, self.pad, step)
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from swift_core.errors import RunError, SwiftError, one_line
 
 from swift_plugin_torch.rows import Row
 
@@ -19,15 +20,11 @@ LIKELIEST = 256  # tokens that a top_p is first looked for among
 NEVER = float("-inf")
 
 
-class Exhausted(Exception):
-    """A constraint and the other settings leave no token."""
-
-
 def choose(logits: torch.Tensor, rows: Sequence[Row], processors: Sequence[Processor] = ()) -> list[int | None]:
     """A token for each row, added to it with its log-probability; sets `row.finish`. logits: [R, V], any precision.
 
     None where there is none: a row whose logits are not finite, which its owner must fail, or one that was finished since
-    nothing was allowed.
+    nothing was allowed. A row whose constraint or processor fails ends its own call, and no other.
     """
     logits = logits.float()
     sums = logits.logsumexp(-1)
@@ -41,17 +38,26 @@ def choose(logits: torch.Tensor, rows: Sequence[Row], processors: Sequence[Proce
     known = [token or 0 for token in tokens]
     scores = (logits.gather(-1, torch.tensor(known, device=logits.device)[:, None])[:, 0] - sums).tolist()
     for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        if token is not None:
+        if row.call.cancelled:
+            continue
+        if token is None:
+            row.finish = "stop" if finite[n] else None
+            continue
+        try:
             row.accept(token, scores[n], _top(logits[n], sums[n], row.request.top_logprobs))
-        elif finite[n]:
-            row.finish = "stop"
+        except Exception as err:
+            row.call.fail(_own_fault(err))
     return tokens
+
+
+def _own_fault(err: Exception) -> SwiftError:
+    return err if isinstance(err, SwiftError) else RunError(f"the request's logits could not be changed: {one_line(err)}")
 
 
 def _top(logits: torch.Tensor, total: torch.Tensor, count: int) -> list[tuple[int, float]]:
     if not count:
         return []
-    values, ids = (logits).topk(min(count, len(logits)))
+    values, ids = logits.topk(min(count, len(logits)))
     return list(zip(ids.tolist(), (values - total).tolist(), strict=True))
 
 
@@ -61,7 +67,10 @@ def _altered(
     """Tokens of rows whose choice is not simply the likeliest; None where nothing is allowed."""
     scores = logits[list(places)] if len(places) < len(logits) else logits.clone()
     for row, own in zip(rows, scores, strict=True):
-        alter(row, own, processors)
+        try:
+            alter(row, own, processors)
+        except Exception as err:
+            row.call.fail(_own_fault(err))
     possible = scores.amax(-1).isfinite().tolist()
     found: list[int | None] = scores.argmax(-1).tolist()
     sampled = [n for n, row in enumerate(rows) if possible[n] and not row.greedy]

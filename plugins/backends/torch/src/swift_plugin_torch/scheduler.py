@@ -55,7 +55,6 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._stepping = self._held = self.closed = False
         self._asking = self._draining = 0  # who waits for the model: between rounds, or for no row to run
-        self._turn = 0
 
     # --- what others call ---------------------------------------------------------------------------------------------
 
@@ -82,6 +81,7 @@ class Scheduler:
             finally:
                 self._draining -= drain
                 self._asking -= not drain
+                self._changed.notify_all()
         try:
             yield
         finally:
