@@ -1,4 +1,4 @@
-"""Load and faults against `swift-core serve`: many streaming clients, clients that vanish, wrong and huge bodies, adapters swapped.
+"""Load and faults against `swift-core serve`: many clients, some that vanish, wrong and huge bodies, adapters swapped.
 
     python -m benchmarks.serve.load [--model DIR] [--clients 200] [--seconds 120] [--swaps 1000] [--json]
 
@@ -72,7 +72,8 @@ class Report:
         firsts = sorted(self.first) or [0.0]
         return {
             "requests": dict(self.statuses), "faults": self.faults, "tokens_per_second": round(self.tokens / self.seconds, 1),
-            "first_token_median": round(firsts[len(firsts) // 2], 3), "first_token_p99": round(firsts[int(len(firsts) * 0.99)], 3),
+            "first_token_median": round(firsts[len(firsts) // 2], 3),
+            "first_token_p99": round(firsts[int(len(firsts) * 0.99)], 3),
             "memory_mib": {"begin": self.memory[0], "end": self.memory[-1], "highest": max(self.memory),
                            "growth": round(self.growth(), 4)},
             "swaps": self.swaps, "wrong": self.wrong, "left": self.left, "exit_code": self.exit_code, "broken": self.broken(),
@@ -155,8 +156,7 @@ async def client_loop(http: httpx.AsyncClient, model: str, seed: int, until: flo
                     elif line.startswith('data: {"error"'):
                         status = "error event: " + line[:200]
                     elif '"content":"' in line and '"content":""' not in line:
-                        if report.tokens is not None and not done:
-                            report.tokens += 1
+                        report.tokens += 1
                         if started:
                             report.first.append(time.monotonic() - started)
                             started = 0.0

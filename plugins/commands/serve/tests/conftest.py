@@ -181,7 +181,7 @@ class SpokenReader:
                 name, _, arguments = inside.partition(" ")
                 found += [AnswerDelta(call=self.calls, name=name), AnswerDelta(call=self.calls, arguments=arguments)]
                 self.calls += 1
-            elif self.text and not "<think>".startswith(self.text[:7]) and not (self.text[:6] == "<call>"[: len(self.text)]):
+            elif self.text and not "<think>".startswith(self.text[:7]) and self.text[:6] != "<call>"[: len(self.text)]:
                 found.append(AnswerDelta(content=self.text[0]))
                 self.text = self.text[1:]
             else:

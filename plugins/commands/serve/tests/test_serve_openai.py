@@ -1,4 +1,4 @@
-"""OpenAI's own client against a `swift-core serve` process with a tiny model, for every endpoint; numbers against the model's."""
+"""OpenAI's own client against a `swift-core serve` process with a tiny model, for every endpoint; numbers are the model's."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_models(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("tiny", "model", "swift-core")
     assert client.models.retrieve("tiny").id == "tiny"
-    with pytest.raises(openai.NotFoundError, match="model 'tny' is not served here. Did you mean: tiny"):
+    with pytest.raises(openai.NotFoundError, match=r"model 'tny' is not served here\. Did you mean: tiny"):
         client.models.retrieve("tny")
 
 
@@ -163,7 +163,7 @@ def test_a_prompt_is_scored(client: OpenAI, plain: httpx.Client, greedy: Any) ->
 def test_what_cannot_be_is_told(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="'suffix' is not supported"):
         client.completions.create(model="tiny", prompt="a", suffix="b")
-    with pytest.raises(openai.BadRequestError, match="the prompt has .* tokens, and tiny takes 1024 with the answer"):
+    with pytest.raises(openai.BadRequestError, match=r"the prompt has .* tokens, and tiny takes 1024 with the answer"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a" * 2000}])
     with pytest.raises(openai.BadRequestError, match="1100 are asked for: tiny takes 1024 together"):
         client.chat.completions.create(model="tiny", messages=ASK, max_completion_tokens=1100)

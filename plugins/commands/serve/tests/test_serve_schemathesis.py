@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
-from schemathesis.openapi.checks import response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 
 def paths() -> list[str]:
@@ -31,7 +31,7 @@ def test_no_server_error(served: Any, path: str) -> None:
 
             @settings(max_examples=40, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
                       derandomize=True)  # fmt: skip
-            @__import__("hypothesis").given(case=strategy)
+            @given(case=strategy)
             def ask(case: Any) -> None:
                 if isinstance(case.body, dict):
                     case.body = {"model": "tiny", **case.body} if "model" not in case.body else case.body

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from swift_plugin_serve import adapters, chat, completions, heads, metrics, replies, responses, schemas, tokenize
-from swift_plugin_serve.errors import ApiError, Json, invalid, respond
+from swift_plugin_serve.errors import ApiError, Json, invalid, respond, text_of
 from swift_plugin_serve.limits import Limits
 from swift_plugin_serve.served import Served
 from swift_plugin_serve.sse import ClientGone, Events, while_there
@@ -42,6 +44,7 @@ def make_app(served: Served) -> Any:
         title="swift-core serve", version=__version__, docs_url=None, redoc_url=None, separate_input_output_schemas=False
     )
     app.state.served = served
+    app.router.route_class = Checked
     _errors(app, served)
     _plain(app, served)
     if served.settings.page:
@@ -58,6 +61,28 @@ def make_app(served: Served) -> Any:
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"], expose_headers=["X-Request-Id", "Retry-After"],
         )  # fmt: skip
     return Limits(app, served)
+
+
+class Checked(APIRoute):
+    """A route that refuses texts which are none: JSON may write half of a surrogate pair, and no tokenizer takes it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            body = await request.body() if request.method == "POST" else b""
+            if b"\\ud" in body.lower():
+                try:
+                    text_of(json.loads(body)).encode()
+                except UnicodeEncodeError:
+                    raise ApiError(
+                        400, "a text holds half of a surrogate pair: it is no Unicode", code="invalid_value"
+                    ) from None
+                except (ValueError, RecursionError):
+                    pass  # no JSON: told by the inner handler
+            return await inner(request)
+
+        return checked
 
 
 def _errors(app: FastAPI, served: Served) -> None:

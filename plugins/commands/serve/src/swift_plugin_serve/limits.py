@@ -7,16 +7,14 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from starlette.exceptions import HTTPException
+
 from swift_plugin_serve.auth import authorized
 from swift_plugin_serve.errors import ApiError, respond
 from swift_plugin_serve.served import Served
 
 IDENT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 OPEN = {"/", "/health", "/openapi.json"}  # paths that need no key
-
-
-class TooLarge(Exception):
-    """The body has more bytes than the server takes."""
 
 
 class Limits:
@@ -41,7 +39,8 @@ class Limits:
             if message["type"] == "http.request":
                 seen["bytes"] += len(message.get("body", b""))
                 if seen["bytes"] > self.served.settings.max_body:
-                    raise TooLarge
+                    large = self._large()
+                    raise HTTPException(large.status, large.message, large.headers)  # of all, FastAPI lets this one through
             return message
 
         async def marked(message: Any) -> None:
@@ -55,9 +54,6 @@ class Limits:
                 await respond(refusal)(scope, receive, marked)
             else:
                 await self.app(scope, sized, marked)
-        except TooLarge:
-            if not seen["status"]:
-                await respond(self._large())(scope, receive, marked)
         finally:
             self._finished(scope, state, seen["status"])
 
