@@ -75,9 +75,7 @@ class Checked(APIRoute):
                 try:
                     text_of(json.loads(body)).encode()
                 except UnicodeEncodeError:
-                    raise ApiError(
-                        400, "a text holds half of a surrogate pair: it is no Unicode", code="invalid_value"
-                    ) from None
+                    raise ApiError(400, "a text holds half of a surrogate pair", code="invalid_value") from None
                 except (ValueError, RecursionError):
                     pass  # no JSON: told by the inner handler
             return await inner(request)

@@ -19,7 +19,7 @@ from swift_plugin_serve.messages import standard
 from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
 from swift_plugin_serve.schemas import ChatRequest
 from swift_plugin_serve.served import Served
-from swift_plugin_serve.sse import DONE, event
+from swift_plugin_serve.sse import DONE, event, following
 from swift_plugin_serve.tools import Offer, offer
 
 
@@ -183,7 +183,7 @@ async def events(served: Served, body: ChatRequest, chat: Chat, first: tuple[int
                 yield chunk(number, delta, logprobs=logprobs if n == 0 else None)
             if added.finish is not None:
                 yield chunk(number, {}, added.finish)
-            step = await anext(rest, None)
+            step = await following(rest)
         if usage:
             yield event({**head, "choices": [], "usage": chat.usage.told()})
     except ApiError as err:

@@ -18,7 +18,7 @@ from swift_plugin_serve.generation import Generation, called
 from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
 from swift_plugin_serve.schemas import CompletionRequest
 from swift_plugin_serve.served import Served
-from swift_plugin_serve.sse import DONE, event
+from swift_plugin_serve.sse import DONE, event, following
 from swift_plugin_serve.tokens import Tokens
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -213,7 +213,7 @@ async def events(
             if text or logprobs or added.finish:
                 one = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": added.finish}
                 yield event({**head, "choices": [one], **extra})
-            step = await anext(rest, None)
+            step = await following(rest)
         if usage:
             yield event({**head, "choices": [], "usage": asked.usage.told()})
     except ApiError as err:

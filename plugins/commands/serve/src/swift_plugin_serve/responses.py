@@ -19,7 +19,7 @@ from swift_plugin_serve.messages import Media, reference
 from swift_plugin_serve.sampling import constraint, sampling
 from swift_plugin_serve.schemas import Allowed, NamedTool, ResponsesRequest
 from swift_plugin_serve.served import Served
-from swift_plugin_serve.sse import event
+from swift_plugin_serve.sse import event, following
 from swift_plugin_serve.store import Stored
 from swift_plugin_serve.tools import offer
 
@@ -232,7 +232,7 @@ async def events(
         while step is not None:
             for made in writer.take(step[1]):
                 yield told(**made)
-            step = await anext(rest, None)
+            step = await following(rest)
         last, response = writer.ended()
         for made in last:
             yield told(**made)

@@ -27,6 +27,14 @@ def event(value: Any, name: str | None = None) -> bytes:
     return f"{head}data: {text_of(value)}\n\n".encode("utf-8", "replace")
 
 
+async def following(items: AsyncIterator[T]) -> T | None:
+    """The next item, or None at the end. A cancelled `anext(items, None)` leaves a generator running (Python 3.11)."""
+    try:
+        return await items.__anext__()
+    except StopAsyncIteration:
+        return None
+
+
 async def while_there(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client goes away. Raises ClientGone then."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
