@@ -72,8 +72,9 @@ class TokenEngine:
             "temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k, "min_p": request.min_p,
             "repetition_penalty": request.repetition_penalty, "presence_penalty": request.presence_penalty,
             "frequency_penalty": request.frequency_penalty, "stop": [] if self.own_stops else request.stop,
-            "stop_token_ids": stops, "ignore_eos": request.ignore_eos, "logprobs": request.top_logprobs, "n": self._drawn(request),
-            "return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False,
+            "stop_token_ids": stops, "ignore_eos": request.ignore_eos, "logprobs": request.top_logprobs,
+            "n": self._drawn(request), "return_token_ids": True, "return_tokens_as_token_ids": True,
+            "add_special_tokens": False,
         }  # fmt: skip
         if request.seed is not None:
             sent["seed"] = request.seed

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import queue
 import re
 import threading
@@ -28,7 +29,7 @@ class Job:
 class Backend:
     def __init__(self, options):
         precision = PRECISION[options["precision"]]
-        properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+        self.properties = properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
         if options["threads"]:
             properties["INFERENCE_NUM_THREADS"] = options["threads"]
         scheduler = genai.SchedulerConfig()
@@ -37,6 +38,8 @@ class Backend:
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
         self.pipe = genai.ContinuousBatchingPipeline(options["folder"], scheduler, "CPU", properties)
+        self.path = pathlib.Path(options["folder"])
+        self.scoring, self.whole = threading.Lock(), None
         self.inbox = queue.SimpleQueue()
         self.numbers = itertools.count()
         threading.Thread(target=self.run, daemon=True).start()
@@ -48,18 +51,23 @@ class Backend:
         return lambda: self.inbox.put(("cancel", job))
 
     def scores(self, ids, model):
-        config = genai.GenerationConfig()
-        config.max_new_tokens, config.echo, config.logprobs, config.ignore_eos = 1, True, 1, True
-        arrived = queue.SimpleQueue()
-        self.inbox.put(
-            ("add", Job(next(self.numbers), openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config, arrived.put))
-        )
-        values = []
-        while (event := arrived.get()) is not None:
-            if isinstance(event, BaseException):
-                raise event
-            values += event["logprobs"]
-        return values[1 : len(ids)]
+        """Of each id but the first, from the model as it was exported: the pipeline tells those of an answer only."""
+        with self.scoring:
+            if self.whole is None:
+                core = openvino.Core()
+                self.whole = core.compile_model(self.path / "openvino_model.xml", "CPU", self.properties).create_infer_request()
+            self.whole.reset_state()
+            row = numpy.array([ids], dtype=numpy.int64)
+            given = {
+                "input_ids": row, "attention_mask": numpy.ones_like(row), "position_ids": numpy.arange(len(ids))[None],
+                "beam_idx": numpy.zeros(1, dtype=numpy.int32),
+            }  # fmt: skip
+            known = {name for port in self.whole.model_inputs for name in port.names}
+            self.whole.infer({name: value for name, value in given.items() if name in known})
+            logits = self.whole.get_tensor("logits").data[0, :-1].astype(numpy.float64)
+        logits -= logits.max(-1, keepdims=True)
+        values = numpy.take_along_axis(logits, row[0, 1:, None], -1)[:, 0] - numpy.log(numpy.exp(logits).sum(-1))
+        return values.tolist()
 
     def load_adapter(self, name, folder):
         raise ValueError("this backend has no adapters")
