@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
@@ -29,7 +31,7 @@ def test_no_server_error(served: Any, path: str) -> None:
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             strategy = operation.as_strategy(generation_mode=mode)
 
-            @settings(max_examples=40, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+            @settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
                       derandomize=True)  # fmt: skip
             @given(case=strategy)
             def ask(case: Any) -> None:
@@ -42,4 +44,5 @@ def test_no_server_error(served: Any, path: str) -> None:
                     checks=[not_a_server_error, status_code_conformance, response_schema_conformance], timeout=60
                 )
 
-            ask()
+            with suppress(Unsatisfiable):  # what takes nothing cannot be asked wrongly
+                ask()
