@@ -18,8 +18,8 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "weather", "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}}, "required": ["city"],
-                       "additionalProperties": False},
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
+                       "required": ["city"], "additionalProperties": False},
     },
 }  # fmt: skip
 FORM: Any = {
