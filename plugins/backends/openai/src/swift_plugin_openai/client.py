@@ -68,9 +68,14 @@ class Client:
         return await self._json("GET", path, None)
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that answers a POST; None where the answer has none."""
+        """The JSON that answers a POST."""
         async with self._places:
             return await self._json("POST", path, body)
+
+    async def tell(self, path: str, body: dict[str, Any]) -> None:
+        """A POST whose answer is of no interest, unless it is an error."""
+        async with self._places, self._answer("POST", path, body):
+            pass
 
     async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON of each server-sent event that answers a POST, to `[DONE]`. Tried again until the first has come.
@@ -105,8 +110,7 @@ class Client:
                 text = (await response.aread()).decode("utf-8", "replace")
             except httpx.HTTPError as err:
                 raise Unreachable(f"{self.who} broke off in its answer ({_reason(err)})") from err
-        is_json = "json" in response.headers.get("content-type", "json")
-        return self._parsed(text) if text.strip() and is_json else None
+        return self._parsed(text)
 
     @asynccontextmanager
     async def _answer(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:

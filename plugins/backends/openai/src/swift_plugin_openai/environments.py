@@ -89,16 +89,17 @@ def mark_of(engine: str) -> dict[str, Any] | None:
     return found if (home(engine) / "bin" / "python").exists() else None
 
 
-def python_of(engine: str, given: str | None, megabytes: int) -> str:
+def python_of(engine: str, given: str | None, megabytes: int, flags: str = "") -> str:
     """The interpreter to run an engine with: the one given, else its environment's. Raises RequestError with what to do."""
     if given is not None:
         if not Path(given).is_file():
             raise RequestError(f"engine.python: {given} is no file; name the interpreter of an environment that has {engine}")
         return str(Path(given).absolute())  # not resolved: a link tells Python which environment it is in
     if mark_of(engine) is None:
+        words = f"{engine} {flags}".strip()
         begun = "is not whole" if home(engine).exists() else "is not there"
         raise RequestError(
-            f"the environment of engine {engine} {begun}. Make it: swift-core backends install {engine} "
+            f"the environment of engine {engine} {begun}. Make it: swift-core backends install {words} "
             f"(about {megabytes:,} MB), or name an interpreter that has it: engine.python=PATH"
         )
     return str(home(engine) / "bin" / "python")

@@ -87,10 +87,10 @@ class TokenEngine:
 
     async def post_adapter(self, name: str, folder: Path) -> None:
         """Have the running server load an adapter."""
-        await self.client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
+        await self.client.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
 
     async def drop_adapter(self, name: str) -> None:
-        await self.client.post("/v1/unload_lora_adapter", {"lora_name": name})
+        await self.client.tell("/v1/unload_lora_adapter", {"lora_name": name})
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

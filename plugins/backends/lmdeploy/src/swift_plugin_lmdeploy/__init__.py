@@ -1,0 +1,1 @@
+"""The engine `lmdeploy`: LMDeploy's own server in an environment and a process of its own, on CUDA."""
