@@ -75,7 +75,8 @@ def run(app: Any, served: Served, listening: socket.socket, certificate: str | N
         logger.setLevel(logging.WARNING)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="off", ssl_certfile=certificate, ssl_keyfile=key,
-        timeout_graceful_shutdown=int(served.settings.grace + AFTER) + 1, h11_max_incomplete_event_size=64 << 10, ws="none", timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(served.settings.grace + AFTER) + 1, h11_max_incomplete_event_size=64 << 10, ws="none",
+        timeout_keep_alive=75,
     )  # fmt: skip
     host, port = listening.getsockname()[:2]
     scheme = "https" if certificate else "http"
