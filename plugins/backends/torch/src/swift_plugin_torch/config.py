@@ -31,14 +31,19 @@ class TorchConfig:
 
 @dataclass
 class TransformersEngineConfig:
-    """`engine: {name: transformers, batch_size: 32}`."""
+    """`engine: {name: transformers, batch_size: 16}`."""
 
-    batch_size: int = option(16, "requests answered at once; others wait until one of them is finished")
+    batch_size: int = option(32, "requests answered at once; others wait until one of them is finished")
     prefill_tokens: int = option(256, "tokens of prompts read in one pass, between two tokens of the answers that are running")
     prefix_mib: int = option(256, "memory for the states of earlier prompts, in MiB, used where a prompt begins alike; 0: none")
     processors: list[str] = option(
         [], "functions that change logits, as module:function or file.py:function: (token ids, logits [vocabulary]) -> logits"
     )
+
+    @property
+    def whole(self) -> int:
+        """Sequences in a pass that has logits or states of every position, and rows that `generate` makes together."""
+        return min(self.batch_size, 8)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prefill_tokens"):

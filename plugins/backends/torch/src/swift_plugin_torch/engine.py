@@ -165,7 +165,7 @@ class TransformersEngine:
             if self._runner is None or self._scheduler is None:
                 self._runner = Runner(self._adapters, self.template, self._pad(), self.config, self._processors)
                 self._runner.version = self._version
-                self._scheduler = Scheduler(self._runner, self.config.batch_size)
+                self._scheduler = Scheduler(self._runner, self.config.batch_size, self.config.whole)
             return self._runner, self._scheduler
 
     def _ready(self) -> None:
@@ -184,8 +184,8 @@ class TransformersEngine:
         results: list[list[float]] = [[] for _ in sequences]
         whole = samples or [Sample(list(ids), [1.0] * len(ids)) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
-        for start in range(0, len(order), self.config.batch_size):
-            chosen = order[start : start + self.config.batch_size]
+        for start in range(0, len(order), self.config.whole):
+            chosen = order[start : start + self.config.whole]
             inputs = placed(self.template.collate([whole[n] for n in chosen]).inputs, self.device, self.model.dtype)
             ids = inputs["input_ids"]
             with self._adapter(adapter), torch.inference_mode():

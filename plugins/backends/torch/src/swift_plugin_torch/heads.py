@@ -76,8 +76,8 @@ def _alone(ids: Sequence[int]) -> Sample:
 def _passes(engine: Any, samples: Sequence[Sample]) -> Iterator[tuple[list[int], torch.Tensor, Batch]]:
     """Which samples a pass holds, what the model said of their texts, in float32, and the batch."""
     order = sorted(range(len(samples)), key=lambda n: len(samples[n].input_ids))
-    for start in range(0, len(order), engine.config.batch_size):
-        indexes = order[start : start + engine.config.batch_size]
+    for start in range(0, len(order), engine.config.whole):
+        indexes = order[start : start + engine.config.whole]
         batch = engine.template.collate([samples[n] for n in indexes])
         inputs = {name: tensor.to(engine.device) for name, tensor in batch.inputs.items()}
         with torch.inference_mode(), engine._adapter(None):

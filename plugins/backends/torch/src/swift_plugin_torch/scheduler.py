@@ -47,8 +47,8 @@ class Work(Protocol):
 class Scheduler:
     """Rows that wait and rows that run. All methods may be called from any thread."""
 
-    def __init__(self, work: Work, slots: int) -> None:
-        self._work, self._slots = work, slots
+    def __init__(self, work: Work, slots: int, together: int) -> None:
+        self._work, self._slots, self._together = work, slots, together
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._running: dict[int, Row] = {}  # by slot; a row is in here from its admission to its end
@@ -194,7 +194,7 @@ class Scheduler:
             if head is not None and not self._work.joins(head):
                 if self._running:
                     return []  # what runs is finished first
-                chosen = [row for row in self._waiting if row is head or self._work.alike(head, row)][: self._slots]
+                chosen = [row for row in self._waiting if row is head or self._work.alike(head, row)][: self._together]
                 self._waiting = deque(row for row in self._waiting if row not in chosen)
                 self._running = {-1 - n: row for n, row in enumerate(chosen)}
                 return chosen
