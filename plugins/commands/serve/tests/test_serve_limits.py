@@ -68,6 +68,8 @@ def test_defaults_are_those_of_openai_and_options_arrive(start: Any, scripted: A
     ("body", "message"),
     [
         ({"mesages": []}, "unknown field 'mesages'. Did you mean: messages?"),
+        ({"": 1}, "unknown field ''"),
+        ({"Ü x": 1}, "unknown field 'Ü x'"),
         ({"functions": []}, "'functions' is not supported: use 'tools'"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"messages": []}, "messages: List should have at least 1 item after validation, not 0"),

@@ -100,6 +100,11 @@ def _errors(app: FastAPI, served: Served) -> None:
         message = texts.get(err.status_code, str(err.detail))
         return respond(ApiError(err.status_code, message, headers=dict(err.headers or {})))
 
+    @app.exception_handler(Exception)
+    async def fault(request: Request, err: Exception) -> Response:
+        served.log.fault(request.scope["state"]["ident"], err)
+        return respond(ApiError(500, "the server failed on this request; its log says where"))
+
     @app.exception_handler(ClientGone)
     async def gone(request: Request, err: ClientGone) -> Response:
         served.metrics.cancelled.inc()

@@ -74,14 +74,17 @@ def failure(err: BaseException) -> ApiError:
 def invalid(errors: Sequence[Any], known: Sequence[str] = ()) -> ApiError:
     """What a body's validation found, as one message about its first fault."""
     first = min(errors, key=_rank)
-    place = [str(part) for part in first["loc"][1:] if isinstance(part, int) or FIELD.fullmatch(part)]
+    inside = first["loc"][1:-1] if first["type"] == "extra_forbidden" else first["loc"][1:]
+    place = [str(part) for part in inside if isinstance(part, int) or FIELD.fullmatch(part)]
     param = ".".join(place)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
     if first["type"] == "missing" and not place:
         return ApiError(400, "the body is empty: a JSON object is expected")
     if first["type"] == "extra_forbidden":
-        name = place[-1]
+        name = str(first["loc"][-1])  # any text may be a field's name
+        place.append(name)
+        param = ".".join(place)
         if len(place) == 1 and name in REFUSED:
             return ApiError(400, f"{name!r} is not supported: {REFUSED[name]}", code="unsupported_parameter", param=param)
         hint = did_you_mean(name, known) if len(place) == 1 else ""
