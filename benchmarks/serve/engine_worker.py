@@ -1,7 +1,7 @@
 """One engine, for engines.py: reads `ready` and `run` from standard input, answers each with a line of JSON.
 
-Runs in swift-core's environment, and in ms-swift's for that engine alone. `run` is one batch; its prompts begin with the number of
-the run, so that no engine finds them in a prefix cache.
+Runs in swift-core's environment, and in ms-swift's for that engine alone. `run` is one batch; its prompts begin with the number
+of the run, so that no engine finds them in a prefix cache.
 """
 
 from __future__ import annotations

@@ -194,6 +194,7 @@ def main() -> None:
     if (load := os.getloadavg()[0]) > QUIET:
         print(f"the machine is busy (load {load:.1f}): do not quote these figures", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then the stopped ones are ended too
     contestants = []
     for precision in precisions:
         for engine in wanted:
