@@ -223,7 +223,9 @@ class Scheduler:
 
     def _admit_others(self) -> None:
         """After a prompt was read, the request's other rows can begin."""
-        if any(not row.leads for row in self._waiting):
+        with self._changed:
+            follow = any(not row.leads for row in self._waiting)
+        if follow:
             self._admit()
 
     def _fail(self, err: Exception) -> None:
