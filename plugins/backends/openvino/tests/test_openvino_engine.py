@@ -1,4 +1,4 @@
-"""The engine openvino: its options and what it lacks, and, where its environment is made, the real one against the torch engine."""
+"""The engine openvino: options and what it lacks, and, where its environment is made, the real one against the torch engine."""
 
 from __future__ import annotations
 
