@@ -96,9 +96,9 @@ def opened() -> Iterator[Opened]:
 
 @pytest.mark.slow
 def test_the_embedded_model_s_file_answers(opened: Opened) -> None:
-    asked = Request([{"role": "user", "content": "What is the capital of France?"}], max_tokens=24, top_logprobs=2)
+    asked = Request([{"role": "user", "content": "Write three sentences about the sea."}], max_tokens=12, top_logprobs=2)
     (done,) = [done for done in opened.engine.generate([asked]) if done.finish]
-    assert "Paris" in done.text
+    assert done.text == "The sea is a vast and mysterious realm, teeming with life"  # the torch engine's first words too
     assert all(pairs[0][1] == value for pairs, value in zip(done.top_logprobs, done.logprobs, strict=True))
     assert [d.text for d in opened.engine.generate([asked], stream=True) if d.finish] == [done.text]
     assert opened.template is not None
