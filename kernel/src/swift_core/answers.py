@@ -10,9 +10,10 @@ from swift_core.types import AnswerDelta, Row
 
 
 def message_of(deltas: Iterable[AnswerDelta]) -> Row:
-    """`{"role": "assistant", "content"}`, with `reasoning_content` and `tool_calls` (arguments as JSON text) where there are any.
+    """`{"role": "assistant", "content"}`, with `reasoning_content` and `tool_calls` where there are any.
 
-    A call whose arguments are not whole is left out: its text is content already. Content is None beside calls only.
+    Arguments are JSON text. A call whose arguments are not whole is left out: its text is content already. Content is None
+    where there are only calls.
     """
     content, reasoning = "", ""
     calls: dict[int, tuple[str, str]] = {}

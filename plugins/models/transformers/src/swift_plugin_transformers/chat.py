@@ -18,7 +18,7 @@ from swift_core.types import Batch, Row, Sample
 
 from swift_plugin_transformers.answers.grammar import call_grammar
 from swift_plugin_transformers.answers.learn import learn as learn_answers
-from swift_plugin_transformers.answers.reader import AnswerFormat, Reader
+from swift_plugin_transformers.answers.reader import TAIL, AnswerFormat, Reader
 from swift_plugin_transformers.collation import collate as collate_text
 from swift_plugin_transformers.collation import pack
 from swift_plugin_transformers.config import ChatTemplateConfig
@@ -322,10 +322,14 @@ class ChatTemplate:
         """Reads one answer to a prompt's ids. Calls are looked for where there are tools."""
         return Reader(self.tokenizer, self.answers, prompt, tools, self.stop_ids())
 
-    def call_grammar(self, tools: list[Any], name: str | None = None, many: bool = True) -> str:
+    def call_grammar(
+        self, tools: list[Any], name: str | None = None, many: bool = True, prompt: Sequence[int] | None = None
+    ) -> str:
         """A Lark grammar of an answer that calls one of `tools`, or the one named; with `many`, as many calls as the format
-        has room for. Raises RequestError for tools that cannot be called, or a name that none of them has."""
-        return call_grammar(self.tokenizer, self.answers, tools, name, many)
+        has room for. prompt: the ids that are answered, where their end may differ from that of the template's default.
+        Raises RequestError for tools that cannot be called, or a name that none of them has."""
+        end = None if prompt is None else str(self.tokenizer.decode(list(prompt)[-TAIL:], skip_special_tokens=False))
+        return call_grammar(self.tokenizer, self.answers, tools, name, many, end)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         pad = self.tokenizer.pad_token_id or 0

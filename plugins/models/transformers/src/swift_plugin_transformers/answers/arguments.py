@@ -219,7 +219,7 @@ class PythonArguments:
     """`(word="tea", n=2)`, to the closing parenthesis."""
 
     def begins(self, text: Text) -> Asks:
-        return (yield from text.peek()) == "("
+        return bool((yield from text.peek()) == "(")
 
     def read(self, text: Text, schema: dict[str, Any]) -> Pieces:
         if (yield from text.peek()) != "(":
@@ -266,7 +266,7 @@ class BracedArguments:
     quote: str
 
     def begins(self, text: Text) -> Asks:
-        return (yield from text.peek()) == "{"
+        return bool((yield from text.peek()) == "{")
 
     def read(self, text: Text, schema: dict[str, Any]) -> Pieces:
         if (yield from text.peek()) != "{":

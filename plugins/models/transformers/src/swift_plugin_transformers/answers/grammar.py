@@ -68,8 +68,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def call_grammar(tokenizer: Any, form: AnswerFormat, tools: list[Any], name: str | None, many: bool) -> str:
-    """See `ChatTemplate.call_grammar`."""
+def call_grammar(
+    tokenizer: Any, form: AnswerFormat, tools: list[Any], name: str | None, many: bool, prompt: str | None = None
+) -> str:
+    """See `ChatTemplate.call_grammar`. prompt: the end of what is answered, which tells whether reasoning is under way."""
     functions = _functions(tools, name)
     grammar = Grammar(tokenizer)
     if isinstance(form.calls, Harmony):
@@ -78,13 +80,13 @@ def call_grammar(tokenizer: Any, form: AnswerFormat, tools: list[Any], name: str
     grammar.rule("start", "")
     named = [grammar.rule(f"call{number}", _call(grammar, calls, each, number)) for number, each in enumerate(functions)]
     grammar.rule("call", " | ".join(named))
-    one = " ".join(filter(None, [grammar.text(calls.before[len(calls.prompted) :]), "call", grammar.text(calls.after)]))
     more = " ".join(filter(None, [grammar.text(calls.separator + calls.before), "call", grammar.text(calls.after)]))
     repeat = grammar.rule("more", more) + "*" if many and calls.many else ""
-    body = [grammar.text(calls.opening + calls.brackets[0]), one, repeat, grammar.text(calls.brackets[1] + calls.closing)]
-    answer = " ".join(filter(None, body))
-    thought = _thought(grammar, form)
-    grammar.rules["start"] = f"{thought} {answer}" if thought else answer
+    first = calls.opening + calls.brackets[0] + calls.before[len(calls.prompted) :]
+    body = [first.lstrip() and grammar.text(first.lstrip()), "call", grammar.text(calls.after), repeat]
+    answer = " ".join(filter(None, [*body, grammar.text(calls.brackets[1] + calls.closing)]))
+    lead = grammar.text(first[: len(first) - len(first.lstrip())])
+    grammar.rules["start"] = f"{_thought(grammar, form, lead, prompt)} {answer}".strip()
     return str(grammar)
 
 
@@ -93,7 +95,9 @@ def _functions(tools: list[Any], name: str | None) -> list[dict[str, Any]]:
     for number, tool in enumerate(tools or ()):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RequestError(f"tools.{number}: no function with a name; give OpenAI's form, {{type, function: {{name, ...}}}}")
+            raise RequestError(
+                f"tools.{number}: no function with a name; give OpenAI's form, {{type, function: {{name, ...}}}}"
+            )
         if not NAME.fullmatch(function["name"]):
             raise RequestError(f"tools.{number}: {function['name']!r} is no name of a function: letters, digits, _ - . only")
         found.append(function)
@@ -133,12 +137,12 @@ def _arguments(grammar: Grammar, syntax: Arguments, function: dict[str, Any], ru
     schema = _schema(function)
     fields, required = schema["properties"], set(schema.get("required") or ())
     if isinstance(syntax, TaggedArguments):
-        parts = []
+        parts: list[str] = []
         for number, (key, inner) in enumerate(fields.items()):
             opening = syntax.between + syntax.opening if number else syntax.opening
             body = f"{grammar.text(opening + key + syntax.middle)} {_tagged(grammar, syntax, inner, f'{rule}_{number}')}"
-            named = grammar.rule(f"{rule}_field{number}", body)
-            parts.append(named if key in required else f"{named}?")
+            field = grammar.rule(f"{rule}_field{number}", body)
+            parts.append(field if key in required else f"{field}?")
         return grammar.rule(rule, " ".join(parts)) if parts else ""
     python = isinstance(syntax, PythonArguments)
     named = [
@@ -212,7 +216,9 @@ def _braced(grammar: Grammar, syntax: BracedArguments, schema: Any, rule: str) -
     schema = schema if isinstance(schema, dict) else {}
     allowed, quote = kinds(schema), grammar.text(syntax.quote)
     if schema.get("enum"):
-        values = [f"{quote} {grammar.text(v)} {quote}" if isinstance(v, str) else grammar.text(json.dumps(v)) for v in schema["enum"]]
+        values = [
+            f"{quote} {grammar.text(v)} {quote}" if isinstance(v, str) else grammar.text(json.dumps(v)) for v in schema["enum"]
+        ]
         return grammar.rule(rule, " | ".join(values))
     parts = []
     if "string" in allowed or not allowed:
@@ -227,21 +233,27 @@ def _braced(grammar: Grammar, syntax: BracedArguments, schema: Any, rule: str) -
     if "object" in allowed:
         inner, required = schema.get("properties") or {}, set(schema.get("required") or ())
         named = [
-            (key in required, grammar.rule(f"{rule}_field{n}", f"{grammar.text(key + ':')} {_braced(grammar, syntax, v, f'{rule}_{n}')}"))
+            (
+                key in required,
+                grammar.rule(f"{rule}_field{n}", f"{grammar.text(key + ':')} {_braced(grammar, syntax, v, f'{rule}_{n}')}"),
+            )
             for n, (key, v) in enumerate(inner.items())
         ]
         parts.append(f'"{{" {_sequence(grammar, named, chr(34) + "," + chr(34), rule)} "}}"')
     return grammar.rule(rule, " | ".join(parts))
 
 
-def _thought(grammar: Grammar, form: AnswerFormat) -> str:
-    """Reasoning before a call: the model may reason, as it may without a constraint."""
-    if not form.opening:
-        return ""
-    end = grammar.until("thought", form.closing)
-    gap = grammar.text(form.gap)
-    parts = [end, gap] if form.open_prompt else [grammar.text(form.opening), end, gap]
-    return f"({' '.join(filter(None, parts))})?"
+def _thought(grammar: Grammar, form: AnswerFormat, lead: str, prompt: str | None) -> str:
+    """Reasoning before a call: the model may reason, as it may without a constraint, and must end what the prompt begins.
+    `lead` stands there where it does not reason."""
+    end = (prompt or "").rstrip()
+    if not form.opening or (form.closing and end.endswith(form.closing)):
+        return lead
+    parts = [grammar.until("thought", form.closing), grammar.text(form.gap)]
+    if end.endswith(form.opening) if prompt is not None else form.open_prompt:
+        return " ".join(filter(None, parts))
+    thought = " ".join(filter(None, [f"({lead})?" if lead else "", grammar.text(form.opening), *parts]))
+    return f"({thought} | {lead})" if lead else f"({thought})?"
 
 
 def _harmony(grammar: Grammar, functions: list[dict[str, Any]]) -> str:

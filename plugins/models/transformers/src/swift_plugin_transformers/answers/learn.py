@@ -1,4 +1,4 @@
-"""Takes the format of answers off a chat template: of the formats that fit its rendering of a probe, the one that reads it back.
+"""Takes the format of answers off a chat template: of the formats that fit its rendering of a probe, the one that reads it.
 
 The constant text around a probe's names and arguments gives what stands before, between and after them. A template that
 writes no calls is given the format that its text speaks of, else the most common one.
@@ -26,14 +26,16 @@ from swift_plugin_transformers.answers.calls import ARGUMENT_KEYS, HOLE, NAME_KE
 from swift_plugin_transformers.answers.harmony import Harmony
 from swift_plugin_transformers.answers.probes import ARGUMENTS, IDS, NAMES, Rendered
 from swift_plugin_transformers.answers.reader import AnswerFormat, Splitter, schemas
-from swift_plugin_transformers.answers.text import Text
+from swift_plugin_transformers.answers.text import Malformed, Text
 from swift_plugin_transformers.markers import common_prefix, common_suffix
 from swift_plugin_transformers.thinking import ANSWER, THINKING, THOUGHT
 
 MARK = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
 BRACKET = re.compile(r"[<\[]")
 HERMES = CallFormat(ObjectCall(), before="<tool_call>\n", after="\n</tool_call>", separator="\n")
-LFM = CallFormat(NamedCall("", PythonArguments()), "<|tool_call_start|>", closing="<|tool_call_end|>", separator=", ", brackets=("[", "]"))
+LFM = CallFormat(
+    NamedCall("", PythonArguments()), "<|tool_call_start|>", closing="<|tool_call_end|>", separator=", ", brackets=("[", "]")
+)
 PHI = CallFormat(ObjectCall(), "<|tool_call|>", closing="<|/tool_call|>", separator=", ", brackets=("[", "]"))
 GRANITE = CallFormat(ObjectCall(), "<|tool_call|>", separator=", ", brackets=("[", "]"))
 KIMI = CallFormat(
@@ -45,7 +47,9 @@ DEEPSEEK = CallFormat(
     "\n```<｜tool▁call▁end｜>", "\n", "<｜tool▁calls▁end｜>",
 )  # fmt: skip
 MISTRAL = CallFormat(ObjectCall(), "[TOOL_CALLS]", separator=", ", brackets=("[", "]"))
-INTERN = CallFormat(ObjectCall("name", "parameters", middle='", "parameters": '), before="<|action_start|><|plugin|>\n", after="<|action_end|>")
+INTERN = CallFormat(
+    ObjectCall("name", "parameters", middle='", "parameters": '), before="<|action_start|><|plugin|>\n", after="<|action_end|>"
+)
 LLAMA = CallFormat(ObjectCall("name", "parameters", middle='", "parameters": '), "<|python_tag|>", separator="; ")
 KNOWN = (KIMI, DEEPSEEK, LFM, PHI, GRANITE, MISTRAL, INTERN, LLAMA, HERMES)
 
@@ -103,7 +107,7 @@ def _reasoning(template: Any) -> tuple[str, str, str]:
             continue
         at = rendered.whole.rfind(THOUGHT)
         before, after = rendered.whole[:at], rendered.whole[at + len(THOUGHT) :]
-        marks = [mark for mark in template.markers.pattern.finditer(before[-400:])]
+        marks = list(template.markers.pattern.finditer(before[-400:]))
         opening = before[-400:][marks[-1].start() :].strip() if marks else ""
         if not THINKING.search(opening):
             rest = rendered.prompt[template.markers.shared(rendered.prompt, rendered.whole) :].strip()
@@ -132,10 +136,7 @@ def _candidates(one: Rendered | None, two: Rendered | None, form: AnswerFormat) 
     pair = two if two and all(name in two.answer for name in NAMES) else None
     rendered = pair or one
     texts = [rendered.answer]
-    last = max(rendered.answer.rfind(name) for name in NAMES)
-    for end in form.ends:
-        at = texts[-1].find(end, last)
-        texts.append(texts[-1][:at] if at >= 0 else texts[-1])
+    texts.append(_cut(rendered.answer, form))
     for answer in dict.fromkeys(reversed(texts)):
         rest = answer.removesuffix(rendered.appended) if rendered.appended else answer
         for find in (_objects, _named):
@@ -143,6 +144,12 @@ def _candidates(one: Rendered | None, two: Rendered | None, form: AnswerFormat) 
             if found:
                 call, spans = found
                 yield from _around(rendered, rest, call, spans, form)
+
+
+def _cut(answer: str, form: AnswerFormat) -> str:
+    """An answer up to the mark that ends its turn."""
+    last = max(answer.rfind(name) for name in NAMES)
+    return answer[: min([at for end in form.ends if (at := answer.find(end, last)) >= 0], default=len(answer))]
 
 
 Span = tuple[int, int]
@@ -282,9 +289,9 @@ def _syntax_at(answer: str, after: int, syntax: Arguments, wanted: dict[str, Any
     schema = next(each["function"]["parameters"] for each, own in zip(probes.TOOLS, ARGUMENTS, strict=True) if own == wanted)
     try:
         pieces = [piece for piece in syntax.read(text, schema) if piece]
-    except Exception:  # noqa: BLE001 - a probe that does not fit: malformed, or no JSON
+    except (Malformed, ValueError):  # another syntax
         return None
-    return (syntax, at, at + len(text.taken)) if _is("".join(pieces), wanted) else None
+    return (syntax, at, at + len(text.taken.rstrip())) if _is("".join(pieces), wanted) else None
 
 
 def _around(
@@ -334,7 +341,7 @@ def _listed(form: CallFormat) -> Iterator[CallFormat]:
 
 def reads(form: AnswerFormat, rendered: Rendered, count: int) -> bool:
     """Whether a probe's calls are read back from the template's own rendering."""
-    calls, rest = read_back(form, rendered)
+    calls, rest = read_back(form, replace(rendered, answer=_cut(rendered.answer, form)))
     wanted = [(NAMES[number], ARGUMENTS[number]) for number in range(count)]
     return calls == wanted and not rest.strip()
 

@@ -25,8 +25,10 @@ IDS = ("zqcall001", "zqcall002")
 
 
 def _tool(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    fields = {key: {"type": KINDS[key], "description": "what"} for key in arguments}
-    fields = {key: value | ({"items": {"type": "integer"}} if value["type"] == "array" else {}) for key, value in fields.items()}
+    fields: dict[str, dict[str, Any]] = {key: {"type": KINDS[key], "description": "what"} for key in arguments}
+    fields = {
+        key: value | ({"items": {"type": "integer"}} if value["type"] == "array" else {}) for key, value in fields.items()
+    }
     parameters = {"type": "object", "properties": fields, "required": list(fields)[:1]}
     return {"type": "function", "function": {"name": name, "description": "Does it.", "parameters": parameters}}
 

@@ -9,9 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift_core.types import AnswerDelta
-
-Reads = Generator[AnswerDelta | None, None, Any]
+Reads = Generator[Any, None, Any]  # of deltas, and None
 LONGEST_HEAD = 1000  # characters within which something short must end, such as a name
 
 
