@@ -594,6 +594,13 @@ class Metric(Protocol):
 
 
 @runtime_checkable
+class Reward(Protocol):
+    """Part `reward`: how good answers are; higher is better. rows: of each completion, the row that it answers."""
+
+    def __call__(self, completions: list[str], rows: list[Row]) -> list[float]: ...
+
+
+@runtime_checkable
 class OptimizerPart(Protocol):
     """Part `optimizer`: makes a torch optimizer from parameter groups."""
 
@@ -622,5 +629,5 @@ class Preparer(Protocol):
     def close(self) -> None: ...
 
 
-PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart, "preparer": Preparer}
-"""Part kinds with a Protocol. Other kinds (loss reward tool_format environment logger hub) are passed on unchecked."""
+PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart, "preparer": Preparer, "reward": Reward}
+"""Part kinds with a Protocol. Other kinds (loss tool_format environment logger hub) are passed on unchecked."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
 from swift_core.testing import CommandContract
 from swift_core.types import Completion, Record, Request
-from swift_plugin_use.answers import CHUNK, answer_file, split_reference
+from swift_plugin_use.answers import CHUNK, answer_file, chunks_of, split_reference
 from swift_plugin_use.chat import chat
 from swift_plugin_use.folders import largest_gap, write_folder
 from swift_plugin_use.options import SAMPLING, take_request
@@ -67,7 +68,8 @@ def record(number: int, question: str, answer: str | None = None) -> Record:
 
 
 def answer(engine: Any, records: list[Record], output: Path, **job: Any) -> dict[str, int]:
-    return answer_file(engine, records, Request(temperature=1.0, seed=100), output, job, EventSink())
+    chunks = partial(chunks_of, engine, records, Request(temperature=1.0, seed=100), writer=None)
+    return answer_file(chunks, records, output, job, EventSink())
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
@@ -149,6 +151,8 @@ def test_sampling_options_become_a_request() -> None:
     def command(**flags: Any) -> None:
         seen.extend([take_request(flags), flags])
 
-    CliRunner().invoke(command, ["--max-tokens", "7", "--temperature", "0.5", "--top-k", "3", "--stop", "a", "--stop", "b"])
-    assert seen == [Request(max_tokens=7, temperature=0.5, top_k=3, stop=["a", "b"]), {"other": "x"}]
+    CliRunner().invoke(
+        command, ["--max-tokens", "7", "--temperature", "0.5", "--top-k", "3", "--min-p", "0.1", "--stop", "a", "--stop", "b"]
+    )
+    assert seen == [Request(max_tokens=7, temperature=0.5, top_k=3, min_p=0.1, stop=["a", "b"]), {"seed": None, "other": "x"}]
     assert CliRunner().invoke(chat, ["--top-p", "0"]).exit_code == 2

@@ -1,23 +1,26 @@
-"""A resumable file of answers: one request a row, in order, one JSON object a line."""
+"""The file of `infer`: one request a row, in order, one JSON object a line, scored where a metric is asked for."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from swift_core import types
+from swift_core.answers import message_of
 from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
 from swift_core.source import asked_media
-from swift_core.types import Engine, Record, Request
+from swift_core.types import Completion, Engine, Record, Request
 
-from swift_plugin_use.predictions import predictions
+from swift_plugin_use.begun import begin, finish
+from swift_plugin_use.predictions import predict_chunk
 
-CHUNK = 32  # rows between two writes of the answer file
+CHUNK = 32  # rows that are asked together
+Rows = list[dict[str, Any]]
 
 
 def split_reference(row: types.Row) -> tuple[list[types.Row], str | None]:
@@ -42,92 +45,119 @@ def named(media: dict[str, list[Any]]) -> dict[str, list[str]]:
     return {key: [name(item) for item in items] for key, items in media.items()}
 
 
-def answer_file(
-    engine: Engine, records: list[Record], template: Request, output: Path, job: dict[str, Any], events: EventSink
-) -> dict[str, int]:
-    """Answer every record, in order, one JSON object a line. A killed call goes on where it stopped.
-
-    template: the request whose settings every row's request takes. job: what the answers depend on; a file begun with
-    another job is refused. Returns counts of rows answered and failed.
-    """
-    done = _begun(output, job)
-    counts = {"answered": 0, "failed": 0, "resumed": done}
-    mark = output.with_name(output.name + ".job")
-    if not done:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(_fingerprint(job), encoding="utf-8")
-        output.write_text("", encoding="utf-8")
-    else:
-        events.note(f"{output}: {done} rows are answered already, going on with row {done}")
-    with output.open("a", encoding="utf-8") as file:
-        heads = "predict" in getattr(engine, "capabilities", ())  # a model that labels, embeds or scores
-        rows = predictions(engine, records, done) if heads else _answers(engine, records, template, done)
-        for row in events.track(rows, "answering", len(records) - done):
-            counts["failed" if "error" in row else "answered"] += 1
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-    mark.unlink()
-    if counts["failed"] and not counts["answered"] and not done:
-        raise RunError(f"no row could be answered; {output} gives the reason for each")
-    return counts
+def request_of(record: Record, template: Request) -> tuple[Request, str | None]:
+    """The request that a row makes, with `template`'s settings, and the row's own answer. Raises ValueError."""
+    if record.refused:
+        raise ValueError(record.refused)
+    messages, reference = split_reference(record.row)
+    if not messages:
+        raise ValueError("the row has no message to answer: its only one is the answer")
+    request = replace(
+        template, messages=messages, tools=record.row.get("tools"), media=asked_media(record.row, len(messages)),
+        template_kwargs=record.row.get("chat_template_kwargs", {}),
+    )  # fmt: skip
+    return request, reference
 
 
-def _answers(engine: Engine, records: list[Record], template: Request, done: int) -> Iterator[dict[str, Any]]:
-    for start in range(done, len(records), CHUNK):
-        rows: dict[int, dict[str, Any]] = {}
-        requests: list[tuple[int, Request]] = []
-        for number, record in enumerate(records[start : start + CHUNK], start):
-            rows[number] = {"row": number, "where": record.where}
-            if record.refused:
-                rows[number]["error"] = record.refused
-                continue
-            messages, reference = split_reference(record.row)
-            if not messages:
-                rows[number]["error"] = "the row has no message to answer: its only one is the answer"
-                continue
-            rows[number] |= {"messages": messages} | ({"reference": reference} if reference is not None else {})
-            media = asked_media(record.row, len(messages))
-            rows[number] |= named(media)
-            # Under sampling each row has a seed of its own, so that a resumed file equals an uninterrupted one.
-            seed = None if template.seed is None or not template.temperature else template.seed + number
-            kwargs = record.row.get("chat_template_kwargs", {})
-            tools = record.row.get("tools")
-            request = replace(template, messages=messages, tools=tools, seed=seed, template_kwargs=kwargs, media=media)
-            requests.append((number, request))
-        for completion in _generate(engine, requests, rows):
-            number = requests[completion.index][0]
-            rows[number] |= {"response": completion.text, "finish": completion.finish, "tokens": len(completion.token_ids)}
-        yield from (rows[number] for number in sorted(rows))
+def answer_chunk(engine: Engine, records: list[Record], first: int, template: Request, writer: Any = None) -> Rows:
+    """The answers of some records that stand together, from number `first` on. writer: the model's `Template`, or None."""
+    if "predict" in getattr(engine, "capabilities", ()):  # a model that labels, embeds or scores
+        return predict_chunk(engine, records, first)
+    rows: Rows = [{"row": number, "where": record.where} for number, record in enumerate(records, first)]
+    asked: list[tuple[dict[str, Any], Request]] = []
+    for row, record in zip(rows, records, strict=True):
+        try:
+            request, reference = request_of(record, template)
+        except ValueError as err:
+            row["error"] = str(err)
+            continue
+        row["messages"] = request.messages
+        row |= ({"reference": reference} if reference is not None else {}) | named(request.media)
+        # Under sampling each row has a seed of its own, so that a resumed file equals an uninterrupted one.
+        seed = None if template.seed is None or not template.temperature else template.seed + row["row"]
+        asked.append((row, replace(request, seed=seed)))
+    for index, found in enumerate(completions(engine, [request for _, request in asked])):
+        row, request = asked[index]
+        if isinstance(found, str):
+            row["error"] = found
+            continue
+        row |= {"response": found.text, "finish": found.finish, "tokens": len(found.token_ids)}
+        message = message_from(found, request, writer) if found.message or request.tools else {}
+        row |= {key: message[key] for key in ("reasoning_content", "tool_calls") if message.get(key)}
+    return rows
 
 
-def _generate(engine: Engine, requests: list[tuple[int, Request]], rows: dict[int, Any]) -> Iterator[types.Completion]:
-    """All at once; where a row of the chunk fails, one by one, so that the others are answered."""
+def completions(engine: Engine, requests: list[Request]) -> list[Completion | str]:
+    """A completion for each request, or why there is none: where one of them fails, they are asked one by one."""
+    results: list[Completion | str] = ["the engine gave no answer"] * len(requests)
     try:
-        yield from list(engine.generate([request for _, request in requests])) if requests else []
+        for completion in engine.generate(requests) if requests else ():
+            results[completion.index] = completion
     except (ValueError, RequestError):
-        for index, (number, request) in enumerate(requests):
+        for index, request in enumerate(requests):
             try:
                 for completion in engine.generate([request]):
-                    yield replace(completion, index=index)
+                    results[index] = replace(completion, index=index)
             except (ValueError, RequestError) as err:
-                rows[number]["error"] = str(err)
+                results[index] = str(err)
+    return results
 
 
-def _begun(output: Path, job: dict[str, Any]) -> int:
-    """How many rows of this job the file holds already. A half-written last line is cut off."""
-    mark = output.with_name(output.name + ".job")
-    if not output.exists():
-        return 0
-    if not mark.exists():
-        raise RequestError(f"output {output} exists and is finished; choose another --output, or remove it")
-    if mark.read_text(encoding="utf-8") != _fingerprint(job):
-        raise RequestError(f"output {output} was begun with another model, data set or settings; remove it, or choose another")
-    whole = output.read_bytes()
-    lines = whole[: whole.rfind(b"\n") + 1]
-    if len(lines) != len(whole):
-        output.write_bytes(lines)
-    return lines.count(b"\n")
+def message_from(found: Completion, request: Request, writer: Any) -> types.Row:
+    """The answer as a message, tool calls and reasoning apart, as a server told it or as the template reads it."""
+    if found.message is not None:
+        return found.message
+    if found.token_ids and hasattr(writer, "reader") and request.messages is not None:
+        prompt = writer.prompt(request.messages, request.tools, **request.template_kwargs)
+        reader = writer.reader(prompt, request.tools)
+        return message_of([*reader.feed(found.token_ids), *reader.close()])
+    return {"role": "assistant", "content": found.text}
 
 
-def _fingerprint(job: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
+def chunks_of(engine: Engine, records: list[Record], template: Request, starts: Iterable[int], writer: Any) -> Iterator[Rows]:
+    for start in starts:
+        yield answer_chunk(engine, records[start : start + CHUNK], start, template, writer)
+
+
+def answer_file(
+    chunks: Any,
+    records: list[Record],
+    output: Path,
+    job: dict[str, Any],
+    events: EventSink,
+    metrics: Mapping[str, types.Metric] | None = None,
+) -> dict[str, Any]:
+    """Answer every record, in order, one JSON object a line. A killed call goes on where it stopped.
+
+    chunks: from the numbers at which chunks start to the rows of each, in order. job: what the answers depend on; a file begun
+    with another job is refused. Returns counts of rows answered, failed and resumed, and with metrics their means.
+    """
+    done = begin(output, job).count(b"\n")
+    counts: dict[str, Any] = {"answered": 0, "failed": 0, "resumed": done}
+    if done:
+        events.note(f"{output}: {done} rows are answered already, going on with row {done}")
+    rows = (row for chunk in chunks(range(done, len(records), CHUNK)) for row in chunk)
+    with output.open("a", encoding="utf-8") as file:
+        for row in events.track(rows, "answering", len(records) - done):
+            counts["failed" if "error" in row else "answered"] += 1
+            if metrics and isinstance(row.get("reference"), str) and "response" in row:
+                row["scores"] = {name: float(metric(row["response"], row["reference"])) for name, metric in metrics.items()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+    finish(output)
+    if counts["failed"] and not counts["answered"] and not done:
+        raise RunError(f"no row could be answered; {output} gives the reason for each")
+    return counts | (means(output, list(metrics)) if metrics else {})
+
+
+def means(output: Path, names: list[str]) -> dict[str, Any]:
+    """The mean of each metric over the rows that have a score, those of an earlier call too, and how many have none."""
+    with output.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    scored = [row["scores"] for row in rows if "scores" in row]
+    if not scored:
+        raise RequestError(
+            f"no row can be scored: none that was answered has an answer of its own to compare with; see {output}"
+        )
+    found = {name: math.fsum(scores[name] for scores in scored) / len(scored) for name in names}
+    return {"metrics": found, "unscored": len(rows) - len(scored)}

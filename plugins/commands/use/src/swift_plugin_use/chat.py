@@ -1,65 +1,87 @@
-"""`swift-core chat`: a conversation, answers appearing as they are made."""
+"""`swift-core chat`: a conversation, answers appearing as they are made, with tools, files, and one model after another."""
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import click
 from swift_core.cli.common import ARGUMENTS, MODEL, TRUST, config_of, options
-from swift_core.errors import RequestError
+from swift_core.config import Component, RunConfig
+from swift_core.errors import RequestError, SwiftError
 from swift_core.events import console_events
-from swift_core.session import Session
-from swift_core.types import Request, Row
+from swift_core.models import resolve_model
+from swift_core.session import Opened, Session
+from swift_core.types import Request
 
-from swift_plugin_use.options import ADAPTER, ENGINE, SAMPLING, model_with, take_request
+from swift_plugin_use.options import ADAPTER, ENGINE, SAMPLING, take_request
+from swift_plugin_use.setting import with_setting
+from swift_plugin_use.stream import stream_answer
+from swift_plugin_use.talk import Talk, begin_talk, talk_command
+from swift_plugin_use.tools import Tools, read_tools
 
 CHAT_HELP = (
     "/system TEXT sets the system message, /clear forgets, /save FILE writes the talk, /exit ends.\n"
     "/image FILE, /video FILE and /audio FILE show a file with the next message.\n"
-    'A \\ at a line\'s end, or """ before and after, makes several lines one message.'
+    "/model NAME goes on with another model or adapter, /set temperature=0.7 changes how answers are sampled.\n"
+    'A \\ at a line\'s end, or """ before and after, makes several lines one message. Ctrl-C ends an answer early.'
 )
-
-
-MEDIA = {"/image": "images", "/video": "videos", "/audio": "audios"}
-
-
-@dataclass(frozen=True)
-class Talk:
-    """What was said, the files that its media parts show, and those that wait for the next message: (column, file)."""
-
-    messages: list[Row]
-    media: dict[str, list[Any]] = field(default_factory=dict)
-    waiting: tuple[tuple[str, str], ...] = ()
-
-    def asked(self, text: str) -> Talk:
-        """The talk with one more question, which shows the files that waited."""
-        if not self.waiting:
-            return replace(self, messages=[*self.messages, {"role": "user", "content": text}])
-        parts = [{"type": column[:-1]} for column, _ in self.waiting]
-        media = {column: list(files) for column, files in self.media.items()}
-        for column, file in self.waiting:
-            media.setdefault(column, []).append(file)
-        return Talk([*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}], media)
+ROUNDS = 16  # of calls and results before the user is asked again
 
 
 @click.command()
-@options(ARGUMENTS, MODEL, ADAPTER, click.option("--system", help="A system message."), SAMPLING, ENGINE, TRUST)
-def chat(arguments: tuple[str, ...], adapter: str | None, system: str | None, **flags: Any) -> None:
+@options(ARGUMENTS, MODEL, ADAPTER, click.option("--system", help="A system message."))
+@options(click.option("--tools", metavar="FILE", help="Tools: functions of a .py file, or JSON."))
+@options(click.option("--auto-tools", is_flag=True, help="Run called functions without asking."), SAMPLING, ENGINE, TRUST)
+def chat(
+    arguments: tuple[str, ...], adapter: str | None, system: str | None, tools: str | None, auto_tools: bool, **flags: Any
+) -> None:
     """Talk to a model, answers appearing as they are made."""
     request = take_request(flags)
-    with Session(config_of(arguments, **flags), console_events()) as session:
-        ref = model_with(session, adapter)
-        engine = session.engine(ref)
-        if "predict" in engine.capabilities:
-            raise RequestError(f"model {ref.name} does not generate text: it has a head; use swift-core infer")
-        talk = Talk([{"role": "system", "content": system}] if system else [])
-        takes_media = "media" in engine.capabilities
+    known = read_tools(tools, auto_tools)
+    config = config_of(arguments, **flags)
+    if request.temperature and flags.get("seed") is not None:
+        request = replace(request, seed=config.seed)
+    desk = Desk(config, replace(request, tools=known.listed or None), known)
+    try:
+        desk.open(config, adapter)
         if sys.stdin.isatty():
             click.echo(CHAT_HELP)
+        desk.run(begin_talk(system))
+    finally:
+        desk.close()
+
+
+class Desk:
+    """The model that is talked to, and how it is asked."""
+
+    def __init__(self, config: RunConfig, request: Request, tools: Tools) -> None:
+        self.config, self.request, self.tools = config, request, tools
+        self.session: Session | None = None
+        self.opened: Opened
+        self.adapters: dict[str, str] = {}  # loaded on top of the model, by folder
+
+    def open(self, config: RunConfig, adapter: str | None = None) -> None:
+        """Raises RequestError for a model that cannot talk."""
+        session = Session(config, console_events())
+        try:
+            opened = session.opened(adapter)
+            if "predict" in opened.engine.capabilities:
+                raise RequestError(f"model {opened.name} does not generate text: it has a head; use swift-core infer")
+        except BaseException:
+            session.__exit__()
+            raise
+        self.session, self.opened, self.config, self.adapters = session, opened, config, {}
+        self.request = replace(self.request, adapter=None)
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.__exit__()
+            self.session = None
+
+    def run(self, talk: Talk) -> None:
+        """Until /exit, or the end of the input."""
         while True:
             try:
                 text = _read_message()
@@ -68,16 +90,81 @@ def chat(arguments: tuple[str, ...], adapter: str | None, system: str | None, **
             if text.startswith("/") and "\n" not in text:
                 if text in ("/exit", "/quit"):
                     return
-                talk = _command(text, talk, takes_media)
+                talk = self.command(text, talk)
             elif text.strip():
-                asked = talk.asked(text)
-                try:
-                    answer = _stream(engine, replace(request, messages=asked.messages, media=asked.media))
-                except ValueError as err:  # a file that cannot be read, or that the model does not take
-                    click.echo(f"(not asked: {err})")
-                    talk = replace(talk, waiting=())
-                    continue
-                talk = replace(asked, messages=[*asked.messages, {"role": "assistant", "content": answer}])
+                talk = self.answer(talk, text)
+
+    def command(self, text: str, talk: Talk) -> Talk:
+        name, _, argument = text.partition(" ")
+        if name == "/model" and argument.strip():
+            self.switch(argument.strip())
+            return talk
+        if name == "/set" and argument:
+            try:
+                self.request, shown = with_setting(self.request, argument)
+                click.echo(f"({shown})")
+            except ValueError as err:
+                click.echo(f"(not set: {err})")
+            return talk
+        changed = talk_command(name, argument, talk, "media" in self.opened.engine.capabilities, self.tools.listed)
+        if changed is None:
+            click.echo(f"(no command {name}) {CHAT_HELP}")
+            return talk
+        return changed
+
+    def answer(self, talk: Talk, text: str) -> Talk:
+        """The talk with a question and its answer, the calls on the way to it and their results."""
+        asked = talk.asked(text)
+        for _ in range(ROUNDS):
+            try:
+                message = stream_answer(self.opened, replace(self.request, messages=asked.messages, media=asked.media))
+            except (ValueError, RequestError) as err:  # a file that cannot be read, an option that the engine lacks
+                click.echo(f"(not asked: {err})")
+                return replace(talk, waiting=())
+            asked = asked.said(message)
+            calls = message.get("tool_calls") or []
+            if not calls:
+                break
+            asked = asked.said(*(self.tools.result(call) for call in calls))
+        return asked
+
+    def switch(self, name: str) -> None:
+        """Go on with another model: an adapter of this one where the engine takes adapters, else all is loaded anew."""
+        assert self.session is not None
+        try:
+            if self._adapter(name):
+                click.echo(f"(talking to {name})")
+                return
+            config, before = replace(self.config, model=Component(name)), self.config
+            self.close()
+            try:
+                self.open(config)
+            except SwiftError:
+                self.open(before)
+                raise
+            click.echo(f"(talking to {self.opened.name})")
+        except SwiftError as err:
+            click.echo(f"(still talking to {self.opened.name}: {err})")
+
+    def _adapter(self, name: str) -> bool:
+        """Whether the name was an adapter of the model that is loaded, or that model itself: then it is used from now on."""
+        session, ref, engine = self.session, self.opened.ref, self.opened.engine
+        if ref is None or ref.adapter or session is None:
+            return False
+        found = resolve_model(session.registry, Component(name))
+        if found.source != ref.source:
+            return False
+        if found.adapter is None:
+            self.request = replace(self.request, adapter=None)
+            return True
+        if "adapters" not in engine.capabilities:
+            return False
+        folder = str(found.adapter)
+        if folder not in self.adapters:
+            engine.load_adapter(folder, found.adapter)
+            self.adapters[folder] = folder
+        self.request = replace(self.request, adapter=folder)
+        return True
 
 
 def _read_message() -> str:
@@ -92,55 +179,3 @@ def _read_message() -> str:
     while line.endswith("\\"):
         line = line[:-1] + "\n" + input(". " if prompt else "")
     return line
-
-
-def _command(text: str, talk: Talk, takes_media: bool) -> Talk:
-    name, _, argument = text.partition(" ")
-    if name in MEDIA and argument:
-        return _show(MEDIA[name], str(Path(argument.strip()).expanduser()), talk, takes_media)
-    if name == "/clear":
-        click.echo("(forgotten)")
-        return Talk([message for message in talk.messages if message["role"] == "system"])
-    if name == "/system":
-        click.echo("(system message set; the talk begins anew)" if argument else "(no system message; the talk begins anew)")
-        return Talk([{"role": "system", "content": argument}] if argument else [])
-    if name == "/save" and argument:
-        try:
-            with Path(argument).expanduser().open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": talk.messages, **talk.media}, ensure_ascii=False) + "\n")
-            click.echo(f"(added to {argument})")
-        except OSError as err:
-            click.echo(f"(not saved: {argument}: {err.strerror})")
-        return talk
-    click.echo(f"(no command {name}) {CHAT_HELP}")
-    return talk
-
-
-def _show(column: str, file: str, talk: Talk, takes_media: bool) -> Talk:
-    """The talk with a file that waits for the next message."""
-    if not takes_media:
-        click.echo("(not shown: this model takes text only)")
-    elif not Path(file).is_file():
-        click.echo(f"(not shown: no file {file})")
-    else:
-        click.echo(f"({file} goes with the next message)")
-        return replace(talk, waiting=(*talk.waiting, (column, file)))
-    return talk
-
-
-def _stream(engine: Any, request: Request) -> str:
-    """Print an answer as it comes; Ctrl-C ends it early and keeps what was said."""
-    said = ""
-    pieces = engine.generate([request], stream=True)
-    try:
-        for piece in pieces:
-            if piece.finish is None:
-                said += piece.text
-                click.echo(piece.text, nl=False)
-            elif piece.text.startswith(said):
-                click.echo(piece.text[len(said) :], nl=False)
-                said = piece.text
-    except KeyboardInterrupt:
-        pieces.close()
-    click.echo()
-    return said

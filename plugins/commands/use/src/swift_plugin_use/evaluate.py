@@ -12,7 +12,7 @@ from swift_core.plan import write_json
 from swift_core.session import Session
 from swift_core.types import EvalRun, Evaluator
 
-from swift_plugin_use.options import ADAPTER, ENGINE, model_with
+from swift_plugin_use.options import ADAPTER, ENGINE
 
 
 @click.command("eval")
@@ -24,10 +24,14 @@ def evaluate(arguments: tuple[str, ...], adapter: str | None, output: str | None
     with Session(config, console_events()) as session:
         evaluator = session.call(session.choose("evaluators", config.evaluator), "swift_make_evaluator", Evaluator)
         records = session.records(config.dataset)
-        ref = model_with(session, adapter)
-        template = session.template(ref, session.processor(ref))
-        report = evaluator.evaluate(EvalRun(session.engine(ref), records, template, session.events, session.part))
-        whole = {"model": ref.describe(), "metrics": report.metrics, "counts": report.counts}
+        opened = session.opened(adapter)
+        template: Any = opened.template  # None for a model at an address
+        report = evaluator.evaluate(EvalRun(opened.engine, records, template, session.events, session.part))
+        whole = {
+            "model": opened.ref.describe() if opened.ref else opened.name,
+            "metrics": report.metrics,
+            "counts": report.counts,
+        }
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(output), {**whole, "rows": report.rows})
