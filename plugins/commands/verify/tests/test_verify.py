@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from swift_core.testing import CommandContract
 from swift_plugin_verify.catalog import Architecture, choose
-from swift_plugin_verify.results import Results, passes, reasons
+from swift_plugin_verify.results import LONGEST, Results, causes, passes, reasons
 from swift_plugin_verify.table import counts, page
 
 SAMPLE = [
@@ -150,13 +150,36 @@ def test_the_counts_take_what_does_not_apply_for_passed() -> None:
     assert "- B (b): load: a \\| b" in text
 
 
+def test_what_is_behind_several_checks_is_said_once() -> None:
+    def row(model_type: str, **notes: str) -> dict[str, Any]:
+        checks = {name: {"state": "fail", "note": note} for name, note in notes.items()}
+        return {"kind": "text", "model_type": model_type, "name": "A", "checks": checks}
+
+    assert reasons(row("a", head="x", lora="y", full="x")) == ["head, full: x", "lora: y"]
+    assert reasons(row("a", head="x" * 200)) == [f"head: {'x' * 160} ..."]
+    (cause,) = reasons(row("prophetnet", generate="token 6 is 58", packing="0.27"))
+    assert cause.startswith("generate, packing: the library's model")
+    assert reasons(row("prophetnet", load="no file", generate="token 6"))[0] == "load: no file"  # which it does not explain
+
+
+def test_every_cause_is_of_a_model_type_and_fits_a_line() -> None:
+    from swift_plugin_verify.worker import list_architectures
+
+    known = {one.model_type for one in list_architectures()}
+    for model_type, found in causes().items():
+        assert model_type in known
+        assert found["checks"]
+        assert len(found["cause"]) <= LONGEST
+
+
 def test_the_page_says_which_libraries_were_there() -> None:
     row = {"kind": "text", "model_type": "a", "name": "A", "checks": {"load": {"state": "pass", "note": ""}}}
     own = {"transformers": "5", "swift_core": "0"}
-    assert "uses. Not installed: torchvision, timm. This page" in page([row], own, {})
-    assert "uses. Installed beside: timm 1.0; not installed: torchvision. This page" in page([row], own | {"timm": "1.0"}, {})
-    both = own | {"timm": "1.0", "torchvision": "0.28"}
-    assert "uses. Installed beside: torchvision 0.28, timm 1.0. This page" in page([row], both, {})
+    assert "uses. Not installed: torchvision, timm, torchaudio. This page" in page([row], own, {})
+    told = "uses. Installed beside: timm 1.0; not installed: torchvision, torchaudio. This page"
+    assert told in page([row], own | {"timm": "1.0"}, {})
+    all_three = own | {"timm": "1.0", "torchvision": "0.28", "torchaudio": "2.11"}
+    assert "uses. Installed beside: torchvision 0.28, timm 1.0, torchaudio 2.11. This page" in page([row], all_three, {})
 
 
 def test_a_torchvision_whose_operators_do_not_load_is_imported_all_the_same(tmp_path: Path) -> None:
@@ -177,8 +200,11 @@ def test_a_torchvision_whose_operators_do_not_load_is_imported_all_the_same(tmp_
 
 @pytest.mark.slow
 def test_text_architectures_pass_in_full(tmp_path: Path) -> None:
-    """All of the installed version: at least 94 % pass, and each miss has its reason."""
+    """All of the installed version: at least 95 % pass, and each miss has its reason."""
     done = run("--kind", "text", "--output", tmp_path, "--json", ok=False)
     rows = json.loads(done.stdout)
-    assert sum(passes(row) for row in rows) >= 0.94 * len(rows)
+    assert sum(passes(row) for row in rows) >= 0.95 * len(rows)
     assert all(reason for row in rows if not passes(row) for reason in reasons(row))
+    failed = {row["model_type"]: {name for name, check in row["checks"].items() if check["state"] == "fail"} for row in rows}
+    for model_type in causes().keys() & failed.keys():  # what has come to pass needs no cause
+        assert failed[model_type] & set(causes()[model_type]["checks"]), model_type

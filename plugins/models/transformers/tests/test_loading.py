@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from swift_core.errors import RequestError
 from swift_core.testing import ModelContract
 from swift_plugin_transformers.config import TransformersConfig
-from swift_plugin_transformers.loading import load_model, load_processor
+from swift_plugin_transformers.loading import cast_media, load_model, load_processor
 from swift_plugin_transformers.testing import save_tiny
 from transformers import AutoModelForCausalLM
 
@@ -192,3 +192,20 @@ def test_an_untied_head_is_loaded_as_it_is(tmp_path: Path) -> None:
     model = load(folder).model
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")["lm_head.weight"])
+
+
+def test_media_in_a_half_precision_come_in_that_of_the_model() -> None:
+    class Seen(torch.nn.Module):
+        dtype = torch.float64
+
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return inputs
+
+    model = Seen()
+    cast_media(model)
+    given = {"pixels": torch.tensor([0.25], dtype=torch.bfloat16), "sizes": torch.tensor([3]), "sound": torch.tensor([0.5])}
+    seen = model(**given)
+    assert {name: tensor.dtype for name, tensor in seen.items()} == {
+        "pixels": torch.float64, "sizes": torch.int64, "sound": torch.float32,
+    }  # fmt: skip
+    assert seen["pixels"].tolist() == [0.25]

@@ -18,7 +18,8 @@ from swift_core.errors import RequestError, RunError
 from swift_core.types import Row
 from swift_plugin_transformers.chat import ChatTemplate
 from swift_plugin_transformers.config import ChatTemplateConfig, MediaOptions
-from swift_plugin_transformers.media import MediaError, collect, decode, film, frozen, picture, sound, spread
+from swift_plugin_transformers.media import Decoded, MediaError, collect, decode, film, frozen, picture, sound, spread
+from swift_plugin_transformers.multimodal import Multimodal
 from swift_plugin_transformers.tensors import Layout, join
 from swift_plugin_transformers.testing import make_tokenizer
 
@@ -319,3 +320,27 @@ def test_pictures_that_follow_each_other_in_an_inner_dimension_do_so_in_a_batch(
     assert joined["pixels"].shape == (1, 3, 2, 10)
     assert joined["pixels"][0, 0, 0].tolist() == [4.0] * 4 + [6.0] * 6
     assert join(parts, places, (2, 5), (), Layout(frozenset({"pixels"})))["pixels"].shape == (2, 3, 2, 6)
+
+
+def test_indices_into_patches_count_on_over_the_texts_of_a_batch() -> None:
+    """As Molmo 2's, of 2 x 3 patches to a text here; -1 points nowhere. A text without media takes no place."""
+    one = {"pixel_values": torch.zeros(2, 3, 4), "image_token_pooling": torch.tensor([[0, 5], [2, -1]])}
+    joined = join([one, {}, one], [(0, 0, 5), (1, 0, 5), (2, 0, 5)], (3, 5), (), Layout())
+    assert joined["image_token_pooling"].tolist() == [[0, 5], [2, -1], [6, 11], [8, -1]]
+    assert joined["pixel_values"].shape == (4, 3, 4)
+    assert one["image_token_pooling"].tolist() == [[0, 5], [2, -1]]
+
+
+def test_a_processor_that_takes_videos_by_the_name_of_images_is_given_them_so() -> None:
+    class InstructBlipVideoProcessor:
+        tokenizer, video_processor, given = make_tokenizer(), object(), {}
+
+        def __call__(self, **given: Any) -> dict[str, Any]:
+            self.given = given
+            return {}
+
+    processor = InstructBlipVideoProcessor()
+    video = np.zeros((4, 8, 8, 3), np.uint8)
+    Multimodal(processor, PLAIN, lambda messages: "").call("a", Decoded(videos=[video], metadata=[{}]))
+    assert processor.given["images"][0] is video
+    assert not {"videos", "video_metadata"} & processor.given.keys()

@@ -15,11 +15,20 @@ from typing import Any
 import torch
 import transformers
 from swift_plugin_transformers.chat import ChatTemplate
-from swift_plugin_transformers.config import ChatTemplateConfig
+from swift_plugin_transformers.loading import cast_media
 from transformers import CONFIG_MAPPING
 
 from swift_plugin_verify.catalog import Architecture
-from swift_plugin_verify.processors import COUNTS, NoProcessor, Words, make_processor, make_words, processor_class
+from swift_plugin_verify.processors import (
+    COUNTS,
+    NoProcessor,
+    Words,
+    make_processor,
+    make_words,
+    medium,
+    processor_class,
+    template_options,
+)
 from swift_plugin_verify.rows import media_rows
 from swift_plugin_verify.shrink import Shape, shrink
 from swift_plugin_verify.tokens import VOCABULARY, make_tokenizer, token_ids
@@ -46,19 +55,22 @@ def build(architecture: Architecture, folder: Path) -> Any:
 def build_media(architecture: Architecture, folder: Path) -> Any:
     """A model that takes images or sound, with its processor. The number of tokens that its processor makes of an image is
     found by trying, where it is an argument of the processor. Raises CannotBuild."""
+    if getattr(CONFIG_MAPPING[architecture.model_type], "is_encoder_decoder", False):
+        raise CannotBuild("an encoder-decoder, which can be loaded and run, and not yet trained")
     try:
         kind = processor_class(architecture.model_type)
         words = make_words(architecture.model_type, kind)
         tokenizer = words.tokenizer
         size = max(VOCABULARY, -(-len(tokenizer) // 64) * 64)
-        ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in words.texts.items()}
+        ids = dict(tokenizer.get_added_vocab())
+        ids |= {name: tokenizer.convert_tokens_to_ids(text) for name, text in words.texts.items()}
         config = tiny_config(architecture, Shape(size, token_ids(tokenizer) | ids), words)
         model = tiny_model(architecture.name, config)
         takes_count = any(name in COUNTS for name in inspect.signature(kind.__init__).parameters)
         faults: list[str] = []
         for count in (16, 4, 1, 17, 64, 8, 2, 32) if takes_count else (None,):
             processor = make_processor(architecture.model_type, kind, words, config, count)
-            fault = refuses(model, processor, architecture.kind)
+            fault = refuses(model, processor, architecture)
             if fault is None:
                 break
             faults.append(fault)
@@ -76,11 +88,12 @@ def build_media(architecture: Architecture, folder: Path) -> Any:
     return model
 
 
-def refuses(model: Any, processor: Any, kind: str) -> str | None:
+def refuses(model: Any, processor: Any, architecture: Architecture) -> str | None:
     """Why a model does not take what its processor makes of a row; None where it does."""
+    cast_media(model)  # as a loaded one does
     try:
-        template = ChatTemplate(processor, ChatTemplateConfig())
-        batch = template.collate(template.encode(media_rows(kind)[0]))
+        template = ChatTemplate(processor, template_options(architecture.model_type))
+        batch = template.collate(template.encode(media_rows(medium(processor, architecture.kind))[0]))
         with torch.no_grad():
             model(**batch.inputs, use_cache=False)
     except Exception as err:
@@ -136,11 +149,14 @@ def tiny_model(name: str, config: Any) -> Any:
 
 
 def enliven(model: torch.nn.Module) -> None:
-    """Give values to parameters that the class leaves all zero, or does not initialise at all."""
+    """Give values to parameters that the class leaves at zero or all but zero, or does not initialise at all. The weights of a
+    tower of timm, which is told no size for them, get one at which its pictures do not fade from layer to layer."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if "timm_model." in name and parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
             largest = float(parameter.abs().max()) if parameter.numel() and parameter.is_floating_point() else 1.0
-            if largest == 0 or not math.isfinite(largest) or largest > 1e4:
+            if largest < 1e-3 or not math.isfinite(largest) or largest > 1e4:
                 parameter.normal_(0.0, 0.05)
 
 

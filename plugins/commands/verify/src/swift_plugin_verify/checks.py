@@ -24,11 +24,12 @@ from swift_plugin_torch.backend import TorchBackend
 from swift_plugin_torch.config import TorchConfig, TransformersEngineConfig
 from swift_plugin_torch.engine import TransformersEngine
 from swift_plugin_transformers.chat import ChatTemplate
-from swift_plugin_transformers.config import ChatTemplateConfig, TransformersConfig
+from swift_plugin_transformers.config import TransformersConfig
 from swift_plugin_transformers.loading import load_model, load_processor
 from transformers import GenerationConfig, GenerationMixin
 
 from swift_plugin_verify.build import one_line
+from swift_plugin_verify.processors import medium, template_options
 from swift_plugin_verify.rows import media_rows, text_rows
 
 STEPS = 6  # optimizer steps in which the loss on one batch must fall
@@ -62,8 +63,9 @@ class Samples(list[Sample]):
 class Subject:
     """A saved model under test. Every check loads it anew, as what went before may have changed it."""
 
-    def __init__(self, folder: Path, scratch: Path, built: Any = None, kind: str = "text") -> None:
+    def __init__(self, folder: Path, scratch: Path, built: Any = None, kind: str = "text", model_type: str = "") -> None:
         self.folder, self.scratch, self.built, self.kind = folder, scratch, built, kind
+        self.template_options = template_options(model_type)
         self.options = TransformersConfig()
         self.backend = TorchBackend(TorchConfig(device="cpu", precision="fp32", threads=1))
         self.samples = Samples()
@@ -73,12 +75,15 @@ class Subject:
         source = str(folder or self.folder)
         processor = load_processor(source, self.options)
         bundle = load_model(source, processor, self.backend.load_kwargs(), self.options)
-        bundle.template = ChatTemplate(processor, ChatTemplateConfig())
+        bundle.template = ChatTemplate(processor, self.template_options)
         return bundle
 
     def rows(self, other: bool = False) -> list[dict[str, Any]]:
         """The rows that are tried; `other` gives them other pictures or sounds."""
-        return text_rows() if self.kind == "text" else media_rows(self.kind, other)
+        return text_rows() if self.kind == "text" else media_rows(medium(self.processor(), self.kind), other)
+
+    def processor(self) -> Any:
+        return load_processor(str(self.folder), self.options)
 
     def steps(self, tuned: Any, rate: float = 1e-2, checkpointing: str = "never") -> Any:
         backend = copy.copy(self.backend)
@@ -128,7 +133,7 @@ def head(subject: Subject) -> str:
     batch = subject.batch(bundle.template)
     found = steps.forward("policy", batch).logprobs()
     with torch.no_grad():
-        logits = bundle.model(**batch.inputs, use_cache=False).logits.float()
+        logits = of_text(bundle.model(**batch.inputs, use_cache=False).logits, batch.labels.shape[1]).float()
     trained = batch.weights[:, 1:] != 0
     logs = torch.log_softmax(logits[:, :-1][trained], -1).gather(1, batch.labels[:, 1:][trained][:, None])[:, 0]
     gap = float((logs - found).abs().max())
@@ -247,8 +252,7 @@ def generate_with_media(subject: Subject) -> str:
     bundle, row = subject.bundle(), subject.rows()[0]
     template: Any = bundle.template
     engine = TransformersEngine(bundle, TransformersEngineConfig())
-    key = "images" if subject.kind == "image" else "audios"
-    messages, media = row["messages"][:1], {key: row[key]}
+    messages, media = row["messages"][:1], {key: row[key] for key in ("images", "videos", "audios") if key in row}
     (made,) = engine.generate([Request(messages=messages, media=media, max_tokens=NEW_TOKENS)])
     if not made.token_ids:
         raise Failed("nothing was generated")
@@ -263,7 +267,7 @@ def generate_with_media(subject: Subject) -> str:
             more = more if value.ndim == 2 else last
             inputs[key] = torch.cat([value, more], 1)
     with torch.no_grad():
-        found = bundle.model(**inputs, use_cache=False).logits[0].float()
+        found = of_text(bundle.model(**inputs, use_cache=False).logits, length + count)[0].float()
     for at, token in enumerate(made.token_ids[: count + 1]):
         scores = found[length + at - 1]
         close = float(scores.max() - scores[token])
@@ -407,7 +411,12 @@ def logits(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def logprobs(model: Any, batch: Batch) -> torch.Tensor:
-    return torch.log_softmax(logits(model, batch).float(), -1)
+    return torch.log_softmax(of_text(logits(model, batch), batch.labels.shape[1]).float(), -1)
+
+
+def of_text(logits: torch.Tensor, length: int) -> torch.Tensor:
+    """Logits of the tokens of the text, the last `length`: GIT gives what it sees of a picture as well, before them."""
+    return logits[:, -length:]
 
 
 def same(left: torch.Tensor, right: torch.Tensor, what: str) -> None:

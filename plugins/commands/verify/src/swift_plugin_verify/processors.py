@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from swift_plugin_transformers.config import ChatTemplateConfig
+from swift_plugin_transformers.multimodal import takes
 from swift_plugin_transformers.processors import without_videos
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
@@ -49,6 +51,18 @@ class Words:
 def exceptions() -> dict[str, dict[str, Any]]:
     """What the rule cannot tell of a processor, by model type: `placeholder` texts, `arguments`, `image` settings."""
     return tomllib.loads((Path(__file__).parent / "processors.toml").read_text(encoding="utf-8"))
+
+
+def template_options(model_type: str) -> ChatTemplateConfig:
+    """Options of the template, as a user may give them."""
+    call = exceptions().get(model_type, {}).get("call")
+    return ChatTemplateConfig(media={"processor": call}) if call else ChatTemplateConfig()
+
+
+def medium(processor: Any, kind: str) -> str:
+    """What an architecture of a kind is shown: a video in place of an image where its processor takes no images."""
+    kinds = takes(processor)
+    return "video" if kind == "image" and "image" not in kinds and "video" in kinds else kind
 
 
 def processor_class(model_type: str) -> Any:

@@ -6,12 +6,15 @@ A row is known by its subject and by the versions of the libraries that it was m
 from __future__ import annotations
 
 import json
+import tomllib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-BESIDE = ("torchvision", "timm")  # libraries that some architectures need, and most do without
+LONGEST = 160  # characters of a reason
+BESIDE = ("torchvision", "timm", "torchaudio")  # libraries that some architectures need, and most do without
 
 
 def versions() -> dict[str, str]:
@@ -62,9 +65,21 @@ def passes(row: Row) -> bool:
     return all(check["state"] in ("pass", "n/a") for check in row["checks"].values())
 
 
+@cache
+def causes() -> dict[str, dict[str, Any]]:
+    """By model type, what is known to be behind failed `checks`: its `cause`."""
+    return tomllib.loads((Path(__file__).parent / "causes.toml").read_text(encoding="utf-8"))
+
+
 def reasons(row: Row) -> list[str]:
-    """`check: reason` of each that failed."""
-    return [f"{name}: {check['note']}" for name, check in row["checks"].items() if check["state"] == "fail"]
+    """`checks: reason` of those that failed; what is behind several is said once. The results keep what each of them said."""
+    known = causes().get(row["model_type"], {})
+    told: dict[str, list[str]] = {}
+    for name, check in row["checks"].items():
+        if check["state"] == "fail":
+            text = known["cause"] if name in known.get("checks", ()) else check["note"]
+            told.setdefault(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...", []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
 def _parse(line: str) -> Row | None:

@@ -24,8 +24,8 @@ def text_rows() -> list[dict[str, Any]]:
 
 
 def media_rows(kind: str, other: bool = False) -> list[dict[str, Any]]:
-    """`kind`: image or audio. `other`: the same rows with other pictures or sounds."""
-    key, make = ("images", png) if kind == "image" else ("audios", wav)
+    """`kind`: image, video or audio. `other`: the same rows with other pictures, frames or sounds."""
+    key, make = {"image": ("images", png), "video": ("videos", frames), "audio": ("audios", wav)}[kind]
     rows = []
     for number, talk in enumerate(TALKS):
         first = [{"type": kind}, {"type": "text", "text": talk[0]["content"]}]
@@ -43,6 +43,11 @@ def png(seed: int) -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def frames(seed: int) -> list[bytes]:
+    """Four pictures, one after the other."""
+    return [png(seed + 10 * number) for number in range(4)]
 
 
 def wav(seed: int) -> bytes:

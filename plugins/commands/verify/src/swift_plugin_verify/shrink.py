@@ -88,7 +88,7 @@ def shrink(cls: type, shape: Shape, given: Mapping[str, Any] | None = None) -> A
     fixed = {name: value for name, value in own.items() if name not in parts}
     nested = {name: own[name] for name in parts & own.keys()}
     ids = {name: shape.tokens[value] for name, value in fixed.items() if isinstance(value, str) and value in shape.tokens}
-    fixed |= {name: number for name, number in ids.items() if name.endswith("_token_id")}  # a token by its name
+    fixed |= {name: number for name, number in ids.items() if name.endswith(("_id", "_index"))}  # a token by its name or text
     extra = {name: value for name, value in fixed.items() if name not in {f.name for f in fields(cls)}}
     found = overrides(cls, cls(**extra, **nested), shape, nested)
     return cls(**{**found, **fixed})

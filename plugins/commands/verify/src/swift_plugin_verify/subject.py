@@ -27,8 +27,8 @@ def verify_subject(subject: Architecture | Path, scratch: Path) -> dict[str, Any
             results["build"] = Check("fail", str(err))
             return _table(results)
         results["build"] = Check("pass")
-    kind = subject.kind if isinstance(subject, Architecture) else "text"
-    results |= run_checks(Subject(folder, scratch, built, kind), TEXT if kind == "text" else MEDIA)
+    kind, model_type = (subject.kind, subject.model_type) if isinstance(subject, Architecture) else ("text", "")
+    results |= run_checks(Subject(folder, scratch, built, kind, model_type), TEXT if kind == "text" else MEDIA)
     return _table(results)
 
 

@@ -79,8 +79,21 @@ def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config:
     check_loaded(source, model, info, choice.task)
     if config.attention == "auto":
         install(model)
+    if hasattr(processor, "tokenizer"):
+        cast_media(model)
     model = model.to(device).eval()
     return ModelBundle(model, processor, source, architecture, task=choice.task, parts=find_parts(model))
+
+
+def cast_media(model: Any) -> None:
+    """Let a model take pictures that its processor makes in a half precision, as Llama 4's does, in the one it computes in."""
+
+    def cast(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        half = (torch.bfloat16, torch.float16)
+        found = {key: value for key, value in kwargs.items() if isinstance(value, torch.Tensor) and value.dtype in half}
+        return args, {**kwargs, **{key: value.to(model.dtype) for key, value in found.items()}}
+
+    model.register_forward_pre_hook(cast, with_kwargs=True)
 
 
 def check_loaded(source: str, model: Any, info: dict[str, Any], task: str) -> None:

@@ -32,6 +32,7 @@ NAMED = re.compile(r"image|video|audio|vision|boi|boa|bov|img")  # attributes of
 SHAPED = re.compile(r"<\|?(?:image|video|audio)(?:_\d+)?\|?>|\[IMG\]")
 TRIES = 8  # sizes tried to keep a medium within `max_tokens`
 FLAT = {"GotOcr2Processor", "IdeficsProcessor"}  # those that read a list in a list as pages of one picture, or set it last
+VIDEOS_AS_IMAGES = {"InstructBlipVideoProcessor"}  # those that take their videos by the name `images`
 TOLD = {  # what some processors must be told, to leave the end of the text alone or to say all that the model needs
     "ChameleonProcessor": {"return_for_text_completion": True},
     "Cosmos3EdgeProcessor": {"return_mm_token_type_ids": True},
@@ -189,7 +190,9 @@ class Multimodal:
             arguments["add_special_tokens"] = False
         if media.images:
             arguments["images"] = media.images if name in FLAT else [media.images]
-        if media.videos:
+        if media.videos and name in VIDEOS_AS_IMAGES:
+            arguments["images"] = media.videos
+        elif media.videos:
             arguments.update(videos=[media.videos], video_metadata=media.metadata, do_sample_frames=False)
         if media.audios:
             arguments.update(audio=media.audios, sampling_rate=self.rate)

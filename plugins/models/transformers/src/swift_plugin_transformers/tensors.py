@@ -27,6 +27,10 @@ class Layout:
 Place = tuple[int, int, int]  # of a text in the batch: its row, its first token there, and its tokens
 
 
+POINTING = {"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"}
+"""Tensors of indices into all patches of a batch, as Molmo 2's, and the tensor that holds those patches; -1 points nowhere."""
+
+
 def tensors_of(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """What can be a tensor. A list of tensors that differ in size becomes a padded one."""
     found = {}
@@ -70,6 +74,7 @@ def join(
     layout: Layout,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """The tensors of a batch of `size` (B, T) from those of its texts. `extras`: values for each token, always given."""
+    found = _counted_on(found)
     joined: dict[str, torch.Tensor] = {}
     for key in dict.fromkeys([*extras, *(key for tensors in found for key in tensors)]):
         have = [(tensors[key], place) for tensors, place in zip(found, places, strict=True) if key in tensors]
@@ -85,6 +90,20 @@ def join(
         else:
             joined[key] = torch.cat(padded([part if part.ndim else part[None] for part, _ in have]))
     return joined
+
+
+def _counted_on(found: Sequence[Mapping[str, torch.Tensor]]) -> list[Mapping[str, torch.Tensor]]:
+    """The tensors of each text, with indices that go on where those of the texts before it end."""
+    before = dict.fromkeys(POINTING, 0)
+    moved = []
+    for tensors in found:
+        own = dict(tensors)
+        for key, patches in POINTING.items():
+            if key in own and patches in own:
+                own[key] = torch.where(own[key] >= 0, own[key] + before[key], own[key])
+                before[key] += own[patches].numel() // own[patches].shape[-1]
+        moved.append(own)
+    return moved
 
 
 def _each_token(part: torch.Tensor, place: Place) -> bool:
