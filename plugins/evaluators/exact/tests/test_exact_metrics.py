@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from swift_core.errors import RequestError
+from swift_core.testing import PartContract
 from swift_plugin_exact.metrics import RougeL, accuracy, exact_match, label, make_metrics, squad_normal, token_f1
 
 
@@ -114,3 +115,19 @@ def test_other_names_are_parts() -> None:
     assert metrics["length"]("ab", "cd") == 1
     with pytest.raises(RequestError, match="blue"):
         make_metrics(["blue"], True, part)
+
+
+class TestAccuracyPart(PartContract):
+    distribution, id = "swift-plugin-exact", "metric/accuracy"
+
+
+class TestExactMatchPart(PartContract):
+    distribution, id = "swift-plugin-exact", "metric/exact_match"
+
+
+class TestTokenF1Part(PartContract):
+    distribution, id = "swift-plugin-exact", "metric/token_f1"
+
+
+class TestRougePart(PartContract):
+    distribution, id = "swift-plugin-exact", "metric/rouge_l"

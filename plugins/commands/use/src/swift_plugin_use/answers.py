@@ -107,7 +107,7 @@ def message_from(found: Completion, request: Request, writer: Any) -> types.Row:
     """The answer as a message, tool calls and reasoning apart, as a server told it or as the template reads it."""
     if found.message is not None:
         return found.message
-    if found.token_ids and hasattr(writer, "reader") and request.messages is not None:
+    if found.token_ids and hasattr(writer, "reader") and request.messages is not None and not request.stop:
         prompt = writer.prompt(request.messages, request.tools, **request.template_kwargs)
         reader = writer.reader(prompt, request.tools)
         return message_of([*reader.feed(found.token_ids), *reader.close()])

@@ -59,7 +59,7 @@ def _run(function: Callable[..., Any], written: str) -> str:
         found = function(**arguments)
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
     except Exception as err:
-        return f"error: {type(err).__name__}: {one_line(err)}"
+        return f"error: {one_line(err)}"
 
 
 def read_tools(file: str | None, auto: bool) -> Tools:
@@ -109,7 +109,7 @@ def load_module(path: Path, option: str) -> types.ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as err:
-        raise RequestError(f"{option} {path}: {type(err).__name__}: {one_line(err)}") from None
+        raise RequestError(f"{option} {path}: {one_line(err)}") from None
     return module
 
 
