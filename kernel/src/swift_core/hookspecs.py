@@ -147,7 +147,9 @@ class SwiftSpecs:
         """
 
     @hookspec(firstresult=True)
-    def swift_make_engine(self, engine_id: str, source: types.ModelBundle | types.ModelFolder | str, config: Any) -> types.Engine | None:
+    def swift_make_engine(
+        self, engine_id: str, source: types.ModelBundle | types.ModelFolder | str, config: Any
+    ) -> types.Engine | None:
         """Make what runs a model forward, for infer, chat, eval and generation inside a run.
 
         source: a `ModelBundle` with its `template` set when your manifest says `takes = "bundle"` (the default), the
