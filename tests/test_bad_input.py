@@ -46,8 +46,8 @@ OPTIONS = {
                 "sft, tag."),
     "backend": (["--backend", "trch"], "no backend 'trch'. Did you mean: torch? Installed: torch."),
     "quantizer": (["--quantizer", "hqqq"], "no quantizer 'hqqq'. Did you mean: hqq? Installed: hqq."),
-    "template": (["--template", "palin"], "no template 'palin'. Did you mean: plain? Installed: checkpoint, classify, embed, gemma, "
-                 "llama, mistral, plain, qwen, rerank, reward, tag."),
+    "template": (["--template", "palin"], "no template 'palin'. Did you mean: plain? Installed: checkpoint, classify, embed, "
+                 "gemma, llama, mistral, plain, qwen, rerank, reward, tag."),
     "provider": (["tuner.provider=x"], "tuner 'lora' has no provider 'x'. Providers installed: swift-plugin-lora 0.1.0."),
     "template file": (["template.file=no.jinja"], "template.file: no.jinja cannot be read: No such file or directory"),
     "targets": (["tuner.targets=qproj"],

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine on a run's model. A model behind an address has no `ref`, and brings a template of its own: `template` is None."""
+    """An engine on a run's model. One behind an address has no `ref`, and a template of its own there: `template` is None."""
 
     name: str
     engine: types.Engine
