@@ -204,8 +204,8 @@ class Template(Protocol):
     """How rows become tokens for one checkpoint. Collation and position ids belong here, never to a trainer.
 
     A template of a chat model also has `reader(prompt, tools) -> AnswerReader`, where `prompt` are the ids that were answered,
-    and `call_grammar(tools, name, many) -> str`, a Lark grammar (llguidance's dialect) of an answer that calls one of `tools`,
-    or the one named. Both read the format off the chat template.
+    and `call_grammar(tools, name, many, prompt) -> str`, a Lark grammar (llguidance's dialect) of an answer to `prompt` that
+    calls one of `tools`, or the one named. Both read the format off the chat template.
     """
 
     def encode(self, row: Row) -> list[Sample]:

@@ -159,7 +159,7 @@ class SpokenTemplate:
     def reader(self, prompt: Sequence[int], tools: Any = None) -> SpokenReader:
         return SpokenReader(self, bool(tools))
 
-    def call_grammar(self, tools: list[Any], name: str | None = None, many: bool = True) -> str:
+    def call_grammar(self, tools: list[Any], name: str | None, many: bool, prompt: Sequence[int]) -> str:
         return f"call {name or [tool['function']['name'] for tool in tools]} {'many' if many else 'one'}"
 
 

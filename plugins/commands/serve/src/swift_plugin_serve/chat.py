@@ -50,7 +50,7 @@ def prepare(served: Served, body: ChatRequest, raw: dict[str, Any]) -> Asked:
     tools = offer(served, raw.get("tools"), body.tool_choice, body.parallel_tool_calls, form)
     wanted = body.max_completion_tokens or body.max_tokens
     request = Request(
-        messages=messages, media=media, tools=tools.tools, constraint=tools.constraint or form,
+        messages=messages, media=media, tools=tools.tools, constraint=form,
         adapter=served.adapter(body.model), top_logprobs=body.top_logprobs or 0,
         template_kwargs=dict(body.chat_template_kwargs or {}), **penalised(body, served),
     )  # fmt: skip
@@ -74,6 +74,7 @@ def finished(served: Served, request: Request, tools: Offer, wanted: int | None)
         told = failure(err)
         raise ApiError(400, told.message) if told.status >= 500 else told from err
     request.max_tokens = answer_room(served, len(prompt), wanted)
+    request.constraint = tools.constraint(served.template, prompt) or request.constraint
     return Asked(request, tools, prompt)
 
 

@@ -58,7 +58,7 @@ def prepare(served: Served, body: ResponsesRequest, raw: dict[str, Any]) -> Conv
     if scored:
         served.tokenizer  # noqa: B018  (says why, where there is none)
     request = Request(
-        messages=[*head, *talk], media=media, tools=offered.tools, constraint=offered.constraint or form,
+        messages=[*head, *talk], media=media, tools=offered.tools, constraint=form,
         adapter=served.adapter(body.model), top_logprobs=body.top_logprobs or 0, seed=body.seed,
         stop=[body.stop] if isinstance(body.stop, str) else list(body.stop or ()),
         template_kwargs=dict(body.chat_template_kwargs or {}), **sampling(body),

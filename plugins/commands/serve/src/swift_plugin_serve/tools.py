@@ -15,11 +15,19 @@ from swift_plugin_serve.served import Served
 
 @dataclass(frozen=True)
 class Offer:
-    """tools: what the chat template renders; None for none. single: at most one call is wanted."""
+    """tools: what the chat template renders; None for none. demanded: the answer must be a call, of `name` where that is set.
+    single: at most one call is wanted."""
 
     tools: list[Any] | None = None
-    constraint: Constraint | None = None
+    demanded: bool = False
+    name: str | None = None
     single: bool = False
+
+    def constraint(self, template: Any, prompt: Sequence[int]) -> Constraint | None:
+        """The grammar of a call in answer to a prompt's ids, where one is demanded."""
+        if not self.demanded:
+            return None
+        return Constraint("grammar", template.call_grammar(self.tools, self.name, not self.single, prompt))
 
 
 def offer(
@@ -48,12 +56,12 @@ def offer(
     if form is not None:
         raise ApiError(400, "an answer of a given form leaves no room for a tool call: give tool_choice 'none'", param="tools")
     if mode == "auto":
-        return Offer(offered, None, single)
+        return Offer(offered, single=single)
     template, why = served.template, "tool_choice 'required' or a name"
     if not hasattr(template, "call_grammar"):
         raise ApiError(400, f"{why}: the chat template of {served.name} has no form of a tool call", param="tool_choice")
     served.needs("constraint", why)
-    return Offer(offered, Constraint("grammar", template.call_grammar(offered, name, not single)), single)
+    return Offer(offered, True, name, single)
 
 
 def _known(names: Sequence[str], name: str) -> None:
