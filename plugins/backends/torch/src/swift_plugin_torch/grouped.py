@@ -7,15 +7,24 @@ sampler is the same: a logits processor chooses each row's token, and leaves gen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from swift_plugin_torch.positions import own_positions
 from swift_plugin_torch.rows import Row
 
 NONE = 2**31 - 1  # a token that is never made: `Finished` knows what ends a row
+LOSING = {"JanusForConditionalGeneration"}  # whose own `generate` hands text to the library's without the logits processors
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]
@@ -68,8 +77,9 @@ def generate(
         eos_token_id=NONE,
     )  # fmt: skip
     chooser = Chooser(base, choose, pad)
+    make = partial(GenerationMixin.generate, base) if type(base).__name__ in LOSING else model.generate
     try:
-        model.generate(
+        make(
             **inputs, **own_positions(model, dict(inputs)), generation_config=settings,
             logits_processor=LogitsProcessorList([chooser]), stopping_criteria=StoppingCriteriaList([Finished(rows)]),
         )  # fmt: skip
