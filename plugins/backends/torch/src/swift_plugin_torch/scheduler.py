@@ -154,6 +154,8 @@ class Scheduler:
         apart = self._admit()
         if apart:
             self._work.together(apart)
+            if left := [row for row in apart if row.finish is None and not row.call.cancelled]:
+                raise RunError(f"its own generation ended before {len(left)} answers did")
             return
         for _ in range(CHUNKS):
             with self._changed:
