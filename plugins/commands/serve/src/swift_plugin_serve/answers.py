@@ -94,6 +94,19 @@ class Answer:
             self.finish, self.done = "tool_calls" if self.calls and piece.finish == "stop" else piece.finish, True
         return Step(deltas, scored, self.finish if last else None)
 
+    def message(self) -> dict[str, Any]:
+        """The answer so far as a message of the chat form; without calls its content is a text, if an empty one."""
+        found: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            found["reasoning_content"] = self.reasoning
+        if self.calls:
+            found["content"] = self.content or None
+            found["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.calls
+            ]
+        return found
+
     def _read(self, piece: Completion, ids: Sequence[int], last: bool) -> list[AnswerDelta]:
         if self.reader is None:
             text = piece.text

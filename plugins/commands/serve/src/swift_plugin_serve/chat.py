@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +20,7 @@ from swift_plugin_serve.messages import standard
 from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
 from swift_plugin_serve.schemas import ChatRequest
 from swift_plugin_serve.served import Served
-from swift_plugin_serve.sse import DONE, event, following
+from swift_plugin_serve.sse import event, following, to_the_end
 from swift_plugin_serve.tools import Offer, offer
 
 
@@ -141,26 +142,24 @@ async def whole(served: Served, body: ChatRequest, chat: Chat) -> dict[str, Any]
             pass
     choices = []
     for n, answer in enumerate(chat.answers):
-        message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
-        if answer.reasoning:
-            message["reasoning_content"] = answer.reasoning
-        if answer.calls:
-            message["content"] = answer.content or None
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in answer.calls
-            ]
-        logprobs = _logprobs(served, answer.scored, chat.asked.request) if body.logprobs else None
+        message = {**answer.message(), "refusal": None}
+        logprobs = _logprobs(served, answer.scored) if body.logprobs else None
         choices.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": answer.finish})
     return {**_head("chat.completion", served, body), "choices": choices, "usage": chat.usage.told()}
 
 
-def _logprobs(served: Served, scored: list[Any], request: Request) -> dict[str, Any]:
+def _logprobs(served: Served, scored: list[Any]) -> dict[str, Any]:
     return {"content": [logprob_of(served.tokenizer, one) for one in scored], "refusal": None}
 
 
-async def events(served: Served, body: ChatRequest, chat: Chat, first: tuple[int, Step], rest: Any) -> AsyncIterator[bytes]:
+def events(served: Served, body: ChatRequest, chat: Chat, first: tuple[int, Step], rest: Any) -> AsyncGenerator[bytes, None]:
     """The answer as it grows. `first` is the first step, made before the response began, `rest` the others."""
+    return to_the_end(_grown(served, body, chat, first, rest), partial(served.log.fault, None))
+
+
+async def _grown(
+    served: Served, body: ChatRequest, chat: Chat, first: tuple[int, Step], rest: Any
+) -> AsyncGenerator[bytes, None]:
     head, usage = _head("chat.completion.chunk", served, body), bool(body.stream_options and body.stream_options.include_usage)
     extra: dict[str, Any] = {"usage": None} if usage else {}
     begun: set[int] = set()
@@ -169,32 +168,23 @@ async def events(served: Served, body: ChatRequest, chat: Chat, first: tuple[int
         one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return event({**head, "choices": [one], **extra})
 
-    try:
-        step: tuple[int, Step] | None = first
-        while step is not None:
-            number, added = step
-            if number not in begun:
-                begun.add(number)
-                yield chunk(number, {"role": "assistant", "content": ""})
-            logprobs = _logprobs(served, added.scored, chat.asked.request) if body.logprobs and added.scored else None
-            pieces = [_delta(chat.answers[number], delta) for delta in added.deltas]
-            if logprobs is not None and not pieces:
-                pieces = [{}]  # tokens that show nothing have log-probabilities all the same
-            for n, delta in enumerate(pieces):
-                yield chunk(number, delta, logprobs=logprobs if n == 0 else None)
-            if added.finish is not None:
-                yield chunk(number, {}, added.finish)
-            step = await following(rest)
-        if usage:
-            yield event({**head, "choices": [], "usage": chat.usage.told()})
-    except ApiError as err:
-        yield event(err.body())
-    except asyncio.CancelledError:
-        raise
-    except Exception as err:
-        served.log.fault(None, err)
-        yield event(ApiError(500, "the server failed while it wrote this answer").body())
-    yield DONE
+    step: tuple[int, Step] | None = first
+    while step is not None:
+        number, added = step
+        if number not in begun:
+            begun.add(number)
+            yield chunk(number, {"role": "assistant", "content": ""})
+        logprobs = _logprobs(served, added.scored) if body.logprobs and added.scored else None
+        pieces = [_delta(chat.answers[number], delta) for delta in added.deltas]
+        if logprobs is not None and not pieces:
+            pieces = [{}]  # tokens that show nothing have log-probabilities all the same
+        for n, delta in enumerate(pieces):
+            yield chunk(number, delta, logprobs=logprobs if n == 0 else None)
+        if added.finish is not None:
+            yield chunk(number, {}, added.finish)
+        step = await following(rest)
+    if usage:
+        yield event({**head, "choices": [], "usage": chat.usage.told()})
 
 
 def _delta(answer: Answer, delta: AnswerDelta) -> dict[str, Any]:

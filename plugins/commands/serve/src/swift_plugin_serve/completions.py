@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from swift_core.types import Request
@@ -18,7 +18,7 @@ from swift_plugin_serve.generation import Generation, called
 from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
 from swift_plugin_serve.schemas import CompletionRequest
 from swift_plugin_serve.served import Served
-from swift_plugin_serve.sse import DONE, event, following
+from swift_plugin_serve.sse import event, following, to_the_end
 from swift_plugin_serve.tokens import Tokens
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -189,38 +189,36 @@ async def whole(served: Served, body: CompletionRequest, asked: Completions) -> 
     return {**_head(body), "choices": choices, "usage": asked.usage.told()}
 
 
-async def events(
+def events(
     served: Served, body: CompletionRequest, asked: Completions, first: tuple[int, Step], rest: Any
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
+    """The answers as they grow. `first` is the first step, made before the response began, `rest` the others."""
+    return to_the_end(_grown(served, body, asked, first, rest), partial(served.log.fault, None))
+
+
+async def _grown(
+    served: Served, body: CompletionRequest, asked: Completions, first: tuple[int, Step], rest: Any
+) -> AsyncGenerator[bytes, None]:
     head, usage = _head(body), bool(body.stream_options and body.stream_options.include_usage)
     extra: dict[str, Any] = {"usage": None} if usage else {}
     per, lengths = asked.asked.requests[0].n, dict[int, int]()
-    try:
-        step: tuple[int, Step] | None = first
-        while step is not None:
-            number, added = step
-            before: list[Scored] = []
-            text = "".join(delta.content for delta in added.deltas)
-            if number not in lengths:
-                lengths[number] = 0
-                begun, before = asked.echoed(number // per)
-                text = begun + text
-            logprobs = None
-            if body.logprobs is not None and (added.scored or before):
-                scored = [*before, *added.scored]
-                logprobs = legacy(served.tokenizer, scored, bool(body.logprobs), lengths[number], 1 if before else 0)
-            lengths[number] += len(text)
-            if text or logprobs or added.finish:
-                one = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": added.finish}
-                yield event({**head, "choices": [one], **extra})
-            step = await following(rest)
-        if usage:
-            yield event({**head, "choices": [], "usage": asked.usage.told()})
-    except ApiError as err:
-        yield event(err.body())
-    except asyncio.CancelledError:
-        raise
-    except Exception as err:
-        served.log.fault(None, err)
-        yield event(ApiError(500, "the server failed while it wrote this answer").body())
-    yield DONE
+    step: tuple[int, Step] | None = first
+    while step is not None:
+        number, added = step
+        before: list[Scored] = []
+        text = "".join(delta.content for delta in added.deltas)
+        if number not in lengths:
+            lengths[number] = 0
+            begun, before = asked.echoed(number // per)
+            text = begun + text
+        logprobs = None
+        if body.logprobs is not None and (added.scored or before):
+            scored = [*before, *added.scored]
+            logprobs = legacy(served.tokenizer, scored, bool(body.logprobs), lengths[number], 1 if before else 0)
+        lengths[number] += len(text)
+        if text or logprobs or added.finish:
+            one = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": added.finish}
+            yield event({**head, "choices": [one], **extra})
+        step = await following(rest)
+    if usage:
+        yield event({**head, "choices": [], "usage": asked.usage.told()})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -186,24 +185,9 @@ class Writer:
         whole = self.response(status, usage=True)
         if self.body.store is not False:
             assert isinstance(self.chat.asked, Conversed)
-            talk = [*self.chat.asked.talk, *_said(self.chat)]
+            talk = [*self.chat.asked.talk, self.chat.answers[0].message()]
             self.served.store.add(self.id, whole, talk, self.chat.asked.request.media)
         return last, whole
-
-
-def _said(chat: Chat) -> Sequence[Row]:
-    """The answer as a message of the conversation."""
-    answer = chat.answers[0]
-    message: Row = {"role": "assistant", "content": answer.content}
-    if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.calls:
-        message["content"] = answer.content or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in answer.calls
-        ]
-    return [message]
 
 
 async def whole(served: Served, body: ResponsesRequest, chat: Chat) -> dict[str, Any]:
@@ -216,7 +200,7 @@ async def whole(served: Served, body: ResponsesRequest, chat: Chat) -> dict[str,
 
 async def events(
     served: Served, body: ResponsesRequest, chat: Chat, first: tuple[int, Step], rest: Any
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """OpenAI's events, each with its name and its number."""
     writer, count = Writer(served, body, chat), 0
 
@@ -237,8 +221,6 @@ async def events(
         for made in last:
             yield told(**made)
         yield told(f"response.{response['status']}", response=response)
-    except asyncio.CancelledError:
-        raise
     except Exception as err:
         failed = err if isinstance(err, ApiError) else ApiError(500, "the server failed while it wrote this response")
         if failed is not err:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from swift_plugin_serve.errors import text_of
+from swift_plugin_serve.errors import ApiError, text_of
 
 T = TypeVar("T")
 
@@ -33,6 +34,20 @@ async def following(items: AsyncIterator[T]) -> T | None:
         return await items.__anext__()
     except StopAsyncIteration:
         return None
+
+
+async def to_the_end(made: AsyncGenerator[bytes, None], fault: Callable[[BaseException], None]) -> AsyncGenerator[bytes, None]:
+    """Events as they are made, and `[DONE]`. An error becomes the last event; one that nobody foresaw goes to `fault`."""
+    try:
+        async with aclosing(made):
+            async for one in made:
+                yield one
+    except ApiError as err:
+        yield event(err.body())
+    except Exception as err:
+        fault(err)
+        yield event(ApiError(500, "the server failed while it wrote this answer").body())
+    yield DONE
 
 
 async def while_there(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
@@ -60,7 +75,7 @@ class Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None], closed: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], left: Callable[[], None], closed: Callable[[], None]) -> None:
         super().__init__(headers=HEADERS, media_type=self.media_type)
         del self.headers["content-length"]
         self.events, self.left, self.closed = events, left, closed
@@ -82,7 +97,7 @@ class Events(Response):
             for one in (sending, gone):
                 one.cancel()
             self.closed()
-            await self.events.aclose()  # type: ignore[attr-defined]
+            await self.events.aclose()
 
     async def _send(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
