@@ -187,7 +187,7 @@ class SwiftSpecs:
     def swift_make_part(self, kind: str, part_id: str, run: types.Run | None, config: Any) -> object | None:
         """Make a small part that another plugin asks for by name.
 
-        kind: preparer, optimizer, loss, metric, reward, tool_format, environment, logger or hub.
+        kind: preparer, rows, optimizer, loss, metric, reward, tool_format, environment, logger or hub.
         run: the training run, or None outside one (a metric of `eval`).
         Returns what the kind's Protocol in `swift_core.types.PART_PROTOCOLS` says.
 

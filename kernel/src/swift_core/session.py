@@ -85,21 +85,11 @@ class FrozenModel:
 
 
 class DisabledPolicy(FrozenModel):
-    """The policy with what was tuned switched off: the reference, unless the run names another."""
+    """The policy with what was tuned switched off: the reference, unless the run names another. Its model is the policy's own,
+    and only `within()` what the role means."""
 
     def __init__(self, policy: types.TunedModel) -> None:
-        self.policy, self.model = policy, self
-
-    def __call__(self, **inputs: Any) -> Any:
-        with self.policy.disabled():
-            return self.policy.model(**inputs)
-
-    def to(self, device: Any) -> DisabledPolicy:
-        return self
-
-    def eval(self) -> DisabledPolicy:
-        self.policy.model.eval()
-        return self
+        self.model, self.within = policy.model, policy.disabled
 
 
 class Session:
@@ -176,7 +166,8 @@ class Session:
                 f"model {ref.name} is an adapter; train the base model with --from {ref.name}, or merge it first"
             )
         chosen = {"trainer": self.trainer, "template": self.template_choice(ref, self.trainer_template)}
-        for kind in ("tuner", "backend", "quantizer"):
+        rolls_out = self.trainer.contribution.entry.options.get("engine")  # a trainer that has answers made
+        for kind in ("tuner", "backend", "quantizer", *(["engine"] if rolls_out else [])):
             if (component := getattr(self.config, kind)).name:
                 chosen[kind] = self.choose(f"{kind}s", component)
         callbacks = [self.choose("callbacks", component) for component in self.config.callbacks]
@@ -354,6 +345,8 @@ class Session:
                 tuned = self.tuned(bundle, self.config.tuner, self.config.freeze)
                 self._freeze(tuned, bundle)
                 self._roles[role] = tuned
+            elif role == "value":
+                self._roles[role] = self.tuned(self.bundle(self._value_ref()), self.config.tuner)
             elif role in self.config.models:
                 self._roles[role] = FrozenModel(self.bundle(resolve_model(self.registry, self.config.models[role])))
             elif role == "reference":
@@ -361,6 +354,12 @@ class Session:
             else:
                 raise RequestError(f"the run needs a model for the role {role!r}: set models.{role}")
         return self._roles[role]
+
+    def _value_ref(self) -> ModelRef:
+        """The model that says a number at each token: named by `models.value`, else the policy's with another head."""
+        named = self.config.models.get("value")
+        ref = resolve_model(self.registry, named) if named else self.model_ref
+        return replace(ref, options={"task": "token_classification", "num_labels": 1} | ref.options)
 
     def _freeze(self, tuned: types.TunedModel, bundle: types.ModelBundle) -> None:
         for part in self.config.freeze:
@@ -419,6 +418,14 @@ class Session:
         tuned = self.checkpoint(ref)
         return self.open_engine(chosen, self.tuned_bundle(tuned, ref) if tuned else self.bundle(ref))
 
+    def policy_engine(self) -> types.Engine:
+        """The run's engine for the policy while it is trained (`run.engine`): on the policy itself where the engine takes a
+        bundle, else on the model as it was before, to which weights are sent."""
+        chosen, ref = self.choose("engines", self.config.engine), self.model_ref
+        if chosen.contribution.entry.options.get("takes", "bundle") == "bundle":
+            return self.open_engine(chosen, self.tuned_bundle(self.get("policy"), ref))
+        return self.engine(ref)
+
     def tuned_bundle(self, tuned: types.TunedModel, ref: ModelRef) -> types.ModelBundle:
         """A tuned model, as it is, in the form that an engine takes."""
         template = self.template(ref, self.processor(ref))
@@ -430,9 +437,9 @@ class Session:
         self._stack.callback(engine.close)
         return engine
 
-    def part(self, kind: str, ident: str, run: types.Run | None = None) -> Any:
-        """A small part by kind and id, made by its plugin and checked against the kind's Protocol."""
-        chosen = self.choose("parts", Component(f"{kind}/{ident}"))
+    def part(self, kind: str, ident: str, run: types.Run | None = None, **options: Any) -> Any:
+        """A small part by kind and id, made by its plugin with these options and checked against the kind's Protocol."""
+        chosen = self.choose("parts", Component(f"{kind}/{ident}", options=options))
         return self.call(chosen, "swift_make_part", types.PART_PROTOCOLS.get(kind, object), kind=kind, part_id=ident, run=run)
 
     def callbacks(self, run: types.Run) -> list[types.Callback]:

@@ -85,7 +85,7 @@ def run_rank(session: Session, plan: Plan, data: types.Data, output: Path) -> No
         run = types.Run(
             config, session.trainer.options, plan, session.processor(session.model_ref),
             session.template(session.model_ref, session.processor(session.model_ref), plan.components["template"]["name"]),
-            data, backend, events, session, output, resume, warm, session.part,
+            data, backend, events, session, output, resume, warm, session.part, session.policy_engine,
         )  # fmt: skip
         run.part = partial(session.part, run=run)
         if main:

@@ -78,7 +78,8 @@ class Sample:
     kwargs: dict[str, Any] = field(default_factory=dict)  # template arguments used
     notes: list[str] = field(default_factory=list)  # what a careful user should know: "own-sample", "prompt-mismatch"
     segments: list[int] = field(default_factory=list)  # lengths of the samples packed into this one; empty if unpacked
-    shared: int = 0  # of a packed one: tokens of its first segment, with which all others begin
+    shared: list[int] = field(default_factory=list)  # of a packed one: for each segment, the tokens that it begins with and
+    # that stand before: all of the last segment with a 0 here. Empty: none do
     media: dict[str, list[Any]] = field(default_factory=dict)  # images, videos, audios: references in order, never pixels
     label: Any = None  # a task head's target: a class, a number, a list of them, or one for each token
 
@@ -98,7 +99,8 @@ class Batch:
     weight: float  # sum of weights
     tokens: int  # tokens that are not padding
     trained_tokens: int  # tokens with weight > 0
-    targets: Any = None  # a task head's targets: a tensor with one row for each of the batch
+    targets: Any = None  # a task head's targets: a tensor with one row for each of the batch; or what else a loss needs
+    sample_of: torch.Tensor | None = None  # [B, T]: the sample, counted from 0, of each token; -1: of none, or of several
 
 
 @runtime_checkable
@@ -223,14 +225,15 @@ class Template(Protocol):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Pad samples into one batch."""
 
-    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+    def pack(self, samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample | None:
         """One sample holding several in isolation from each other, or None where the model cannot isolate them. With `share`
-        it may hold tokens that all begin with once, as a segment before theirs."""
+        it may hold tokens that all begin with once, as a segment before theirs; `[2, 3]`: of the first two, and of the next
+        three."""
 
 
 @runtime_checkable
 class TunedModel(Protocol):
-    """A model with a tuner applied. `model` is what forward is called on."""
+    """A model with a tuner applied. `model` is what forward is called on; of a role that has `within()`, in that context."""
 
     model: Any
 
@@ -316,6 +319,12 @@ class Outputs(Protocol):
 
     def logprobs(self) -> torch.Tensor:
         """log p(label | the tokens before it) of the `trained` labels, row by row, in float32: [N]."""
+
+    def trained_logits(self) -> torch.Tensor:
+        """The logits that predict the `trained` labels, row by row: [N, vocabulary]."""
+
+    def entropies(self) -> torch.Tensor:
+        """The entropy of each of those distributions, in nats, without a gradient: [N] float32."""
 
 
 @dataclass(slots=True)
@@ -410,7 +419,8 @@ class Run:
     output: Path
     resume_from: Path | None  # the checkpoint folder to continue from
     warm_start: Path | None  # a checkpoint whose weights to begin with
-    part: Callable[[str, str], Any]  # part(kind, id): a small part, made by its plugin
+    part: Callable[..., Any]  # part(kind, id, **options): a small part, made by its plugin
+    engine: Callable[[], Engine]  # opens the run's engine: on the policy itself, or beside it and to be sent its weights
     stop: str | None = None  # set to a reason to end the run after the current step, with a checkpoint
 
 
@@ -566,7 +576,7 @@ class EvalRun:
     records: list[Record]
     template: Template
     events: EventSink
-    part: Callable[[str, str], Any]
+    part: Callable[..., Any]
 
 
 @dataclass(slots=True)
@@ -601,6 +611,15 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class RowForm(Protocol):
+    """Part `rows`: what a trainer's rows become, where it is not what the template makes of a conversation. A trainer's
+    manifest names it: `rows = "pairs"`. Samples that belong together are one, see `swift_core.parts`."""
+
+    def encode(self, template: Template, row: Row) -> list[Sample]:
+        """As `Template.encode`, with the model's own template. Raises ValueError with the reason to refuse the row."""
+
+
+@runtime_checkable
 class OptimizerPart(Protocol):
     """Part `optimizer`: makes a torch optimizer from parameter groups."""
 
@@ -629,5 +648,7 @@ class Preparer(Protocol):
     def close(self) -> None: ...
 
 
-PART_PROTOCOLS: dict[str, type] = {"metric": Metric, "optimizer": OptimizerPart, "preparer": Preparer, "reward": Reward}
+PART_PROTOCOLS: dict[str, type] = {
+    "metric": Metric, "optimizer": OptimizerPart, "preparer": Preparer, "reward": Reward, "rows": RowForm,
+}  # fmt: skip
 """Part kinds with a Protocol. Other kinds (loss tool_format environment logger hub) are passed on unchecked."""

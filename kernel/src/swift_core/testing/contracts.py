@@ -275,7 +275,7 @@ class TrainerContract(HookContract):
             processor = session.processor(session.model_ref)
             template, data = session.template(session.model_ref, processor), t.Data(SampleList(samples), SampleList(), {})
             given = (session.config, config, Plan(), processor, template, data, session.backend, session.events, session)
-            yield t.Run(*given, tmp_path, resume_from=None, warm_start=None, part=session.part)
+            yield t.Run(*given, tmp_path, resume_from=None, warm_start=None, part=session.part, engine=session.policy_engine)
 
     @pytest.fixture
     def arguments(self, run: t.Run) -> dict[str, Any]:

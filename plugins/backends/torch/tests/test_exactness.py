@@ -173,14 +173,65 @@ def test_a_shared_beginning_is_computed_once(model: Any, count: int) -> None:
         assert float((parameter.grad - expected[name]).abs().max()) < 1e-5 * size, name
 
 
+OTHERS = [Sample([*range(60, 76), *s.input_ids[20:]], s.weights[4:], row=s.row) for s in alike([9, 30])]
+
+
+def test_each_group_shares_its_own_beginning(model: Any) -> None:
+    """A sample alone, three that share 20 tokens, two that share 16; the sums by sample too."""
+    from swift_plugin_supervised.groups import group_batches, sums
+
+    groups = [[SAMPLES[0]], SHARED[:3], OTHERS]
+    samples = [sample for group in groups for sample in group]
+    loss, expected = reference(model, samples)
+    alone = [reference(model, [sample])[0] * sum(sample.weights[1:]) for sample in samples]
+    install(model)
+    template = SimpleNamespace(pack=pack, collate=lambda samples: collate(samples, 0))
+    steps, ours = steps_on(model), model.config._attn_implementation == NAME
+    found: list[float] = []
+
+    def by_sample(outputs: Any, batch: Batch) -> torch.Tensor:
+        values = sums(outputs.logprobs() * batch.weights[:, 1:][outputs.trained], outputs, batch, batch.targets)
+        found.extend((-values).tolist())
+        return -values.sum()
+
+    batches = []
+    for batch, members in group_batches(template, groups, True, ours, None):  # type: ignore[arg-type]
+        batch.targets = sum(len(groups[n]) for n in members)
+        batches.append(batch)
+    assert [n for _, members in group_batches(template, groups, True, ours, 150) for n in members] == [0, 1, 2]  # type: ignore[arg-type]
+    if ours:
+        assert batches[0].inputs["input_ids"].shape[1] == sum(len(s.input_ids) for s in samples) - 2 * 20 - 16
+        assert batches[0].tokens == sum(len(s.input_ids) for s in samples)
+    result = steps.forward_backward(batches, by_sample)
+    assert result.loss == pytest.approx(loss, abs=1e-5)
+    assert found == pytest.approx(alone, abs=1e-3)
+    for name, parameter in model.named_parameters():
+        size = max(1.0, float(expected[name].abs().max()))
+        assert float((parameter.grad - expected[name]).abs().max()) < 1e-5 * size, name
+
+
+def test_logits_and_entropies_of_trained_positions(model: Any) -> None:
+    install(model)
+    outputs = steps_on(model).forward("policy", collate(SAMPLES, 0))
+    whole = torch.log_softmax(outputs.logits[:, :-1][outputs.trained].double(), -1)
+    assert torch.allclose(torch.log_softmax(outputs.trained_logits().double(), -1), whole, atol=1e-5)
+    assert torch.allclose(outputs.entropies().double(), -(whole.exp() * whole).sum(-1), atol=1e-5)
+
+
 def test_what_is_shared_ends_before_anything_that_is_predicted_from_it() -> None:
-    assert [pack(SHARED[:2], share=share).shared for share in (False, True)] == [0, 20]
+    assert [pack(SHARED[:2], share=share).shared for share in (False, True)] == [[], [0, 20, 20]]
     trained = [Sample(s.input_ids, [*s.weights[:20], 1.0, *s.weights[21:]]) for s in SHARED]
-    assert pack([SHARED[0], trained[1]], share=True).shared == 19  # token 20 is predicted from token 19: it stands in each
-    assert pack([SHARED[0], SHARED[0]], share=True).shared == SHARED[0].weights.index(next(filter(None, SHARED[0].weights))) - 1
+    assert pack([SHARED[0], trained[1]], share=True).shared == [
+        0,
+        19,
+        19,
+    ]  # token 20 is predicted from token 19: it stands in each
+    assert (
+        pack([SHARED[0], SHARED[0]], share=True).shared[1] == SHARED[0].weights.index(next(filter(None, SHARED[0].weights))) - 1
+    )
     short = [Sample(s.input_ids[13:], s.weights[13:]) for s in SHARED]
-    assert pack(short, share=True).shared == 0  # 7 tokens: too few to gain by
-    assert pack(SHARED[:1], share=True).shared == 0
+    assert pack(short, share=True).shared == []  # 7 tokens: too few to gain by
+    assert pack(SHARED[:1], share=True).shared == []
 
 
 def test_a_state_space_model_shares_nothing() -> None:
@@ -224,7 +275,7 @@ def test_a_long_document_and_a_window_take_other_paths_to_the_same_values(monkey
     query, key, value = (torch.randn(1, heads, 300, 8, requires_grad=True) for heads in (4, 2, 2))
     lengths = [shared, 200 - shared, 100] if shared else [200, 100]
     ends = torch.tensor([0, *lengths]).cumsum(0)
-    keys = torch.tensor([0, shared, 200, 300 + shared]) if shared else None
+    keys = torch.tensor([0, shared, 200 + shared, 300 + 2 * shared]) if shared else None
 
     def run(**options: Any) -> list[torch.Tensor]:
         for tensor in (query, key, value):

@@ -238,8 +238,9 @@ class HeadContract(TrainerContract):
             data = types.Data(samples, SampleList(), {})
             given = (session.config, config, Plan(), session.processor(session.model_ref), template, data)
             yield types.Run(
-                *given, session.backend, session.events, session, tmp_path, resume_from=None, warm_start=None, part=session.part
-            )
+                *given, session.backend, session.events, session, tmp_path, resume_from=None, warm_start=None,
+                part=session.part, engine=session.policy_engine,
+            )  # fmt: skip
 
 
 def said(text: str, **columns: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Fixture:
             output = self.output / folder
             output.mkdir(exist_ok=True)
             given = (session.config, config, Plan(), processor, template, data, session.backend, session.events, session)
-            run = Run(*given, output, resume_from=None, warm_start=None, part=session.part)
+            run = Run(*given, output, resume_from=None, warm_start=None, part=session.part, engine=session.policy_engine)
             session.backend.seed(SEED)
             if prepare_run:
                 prepare_run(run)

@@ -6,6 +6,8 @@ Shapes: B rows, T tokens, N trained positions, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,18 +18,26 @@ from torch.autograd.function import once_differentiable
 CHUNK = {"cpu": 256, "cuda": 1024}  # positions whose logits exist at once, in the precision of the weights
 BLOCK = {"cpu": 16, "cuda": 1024}  # positions whose softmax is made at once, in float32: few stay in a CPU's cache
 
+Within = Callable[[], AbstractContextManager[Any]]
+
 
 class Outputs:
-    """The result of one forward pass over a batch."""
+    """The result of one forward pass over a batch. within: the context that the pass was made in, see `TunedModel`."""
 
-    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear | None, batch: Batch) -> None:
+    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear | None, batch: Batch, within: Within = nullcontext) -> None:
         self._hidden, self._head, self._batch = hidden, head, batch  # without a head, `hidden` are the logits
-        self._grad = torch.is_grad_enabled()  # what is computed later has a gradient only if the pass had
+        self._grad, self._within = torch.is_grad_enabled(), within
+
+    @contextmanager
+    def _as_passed(self) -> Iterator[None]:
+        """What is computed later has a gradient only if the pass had, and the weights that the pass had."""
+        with torch.set_grad_enabled(self._grad), self._within():
+            yield
 
     @cached_property
     def logits(self) -> torch.Tensor:
         """[B, T, V], of every position. Prefer `logprobs`."""
-        with torch.set_grad_enabled(self._grad):
+        with self._as_passed():
             return self._hidden if self._head is None else self._head(self._hidden.to(self._head.weight.dtype))
 
     @cached_property
@@ -37,13 +47,35 @@ class Outputs:
 
     def logprobs(self) -> torch.Tensor:
         """log p(label | what stands before it) of the labels with a weight, row by row: [N] float32."""
-        labels = self._batch.labels[:, 1:][self.trained]
-        states = self._hidden[:, :-1][self.trained]
+        labels, states = self._batch.labels[:, 1:][self.trained], self._states()
         if self._head is None:
             return -torch.nn.functional.cross_entropy(states.float(), labels, reduction="none")
         head = self._head
         chunk = CHUNK[states.device.type]
-        return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk)
+        with self._as_passed():
+            return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk)
+
+    def trained_logits(self) -> torch.Tensor:
+        """The logits that predict the labels with a weight, row by row: [N, V]."""
+        with self._as_passed():
+            return self._logits(self._states())
+
+    def entropies(self) -> torch.Tensor:
+        """The entropy of the distribution before each label with a weight, in nats, without a gradient: [N] float32."""
+        states = self._states().detach()
+        found = [states.new_empty(0, dtype=torch.float32)]
+        with torch.no_grad(), self._within():
+            for part in states.split(CHUNK[states.device.type]):
+                logs = torch.log_softmax(self._logits(part).float(), -1)
+                found.append(-(logs.exp() * logs).sum(-1))
+        return torch.cat(found)
+
+    def _states(self) -> torch.Tensor:
+        """What stands before the labels with a weight: [N, H], without a head [N, V]."""
+        return self._hidden[:, :-1][self.trained]
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states if self._head is None else self._head(states.to(self._head.weight.dtype))
 
 
 class LabelLogprobs(torch.autograd.Function):
@@ -138,20 +170,28 @@ def told(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return found
 
 
-class Forward:
-    """A model's forward pass with its output layer taken apart, where that can be done exactly."""
+def plain_inputs(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model takes for ids [B, T] alone: of an encoder-decoder, both halves read them."""
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if both else {})}
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+
+class Forward:
+    """A model's forward pass with its output layer taken apart, where that can be done exactly. within: the context in which
+    the model is what its role means."""
+
+    def __init__(self, model: Any, within: Within = nullcontext) -> None:
+        self.model, self.within = model, within
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head = self._separable()
 
     def __call__(self, inputs: dict[str, torch.Tensor], batch: Batch) -> Outputs:
-        states = told(self.model, inputs) if self.head is None else self._states(inputs, Open(self.head))
+        with self.within():
+            states = told(self.model, inputs) if self.head is None else self._states(inputs, Open(self.head))
         length = batch.labels.shape[1]
         if states.ndim == 3 and states.shape[1] > length:  # what it sees of a picture stands before the text, as in GIT
             states = states[:, -length:]
-        return Outputs(states, self.head, batch)
+        return Outputs(states, self.head, batch, self.within)
 
     def _states(self, inputs: dict[str, torch.Tensor], instead: Open) -> torch.Tensor:
         """What the model would give its output layer; a constant that scales its logits scales this alike."""
@@ -174,7 +214,7 @@ class Forward:
         modules = self.base.modules()
         self.places = [(module, name) for module in modules for name, child in module._modules.items() if child is head]
         weight = head.weight
-        inputs = {"input_ids": torch.arange(4, 12, device=weight.device)[None] % head.out_features}
+        inputs = plain_inputs(self.base, torch.arange(4, 12, device=weight.device)[None] % head.out_features)
         numbers = torch.linspace(1, 1000, 8 * head.in_features, device=weight.device, dtype=weight.dtype).view(1, 8, -1)
         numbers[..., ::2] *= -1  # of both signs, and none is 0, by which nothing can be divided
         training = self.model.training

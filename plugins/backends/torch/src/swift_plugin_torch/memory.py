@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from swift_plugin_torch.head import plain_inputs
+
 MARGIN = 1.5  # kept bytes grow faster than the tokens: attention's probabilities, buffers of the backward pass
 PROBE = 64  # tokens of the pass that is measured
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -39,7 +41,8 @@ def keep_few_primitives() -> None:
 
 
 def kept_bytes(model: Any, device: torch.device) -> float | None:
-    """Bytes that autograd keeps for each token of a training pass; None where the model takes no plain tokens."""
+    """Bytes that autograd keeps for each token of a training pass, of an encoder-decoder for one of each half; None where the
+    model takes no plain tokens."""
     seen: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
@@ -54,7 +57,7 @@ def kept_bytes(model: Any, device: torch.device) -> float | None:
     try:
         devices, hooks = [device] if device.type == "cuda" else [], torch.autograd.graph.saved_tensors_hooks
         with torch.random.fork_rng(devices), hooks(count, lambda tensor: tensor):
-            outputs = model(input_ids=torch.arange(4, 4 + PROBE, device=device)[None], use_cache=False)
+            outputs = model(**plain_inputs(model, torch.arange(4, 4 + PROBE, device=device)[None]), use_cache=False)
         del outputs
     except Exception:
         return None

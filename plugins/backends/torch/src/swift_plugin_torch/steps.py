@@ -10,6 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class TorchSteps:
             raise RequestError("nothing is trained: the tuner leaves no parameter with a gradient")
         groups = self._with_masters(groups)
         self.frozen_statistics = frozen_statistics(self.policy.model)
-        self.passes = {role: Forward(tuned.model) for role, tuned in roles.items()}
+        self.passes = {role: Forward(tuned.model, getattr(tuned, "within", nullcontext)) for role, tuned in roles.items()}
         self.checkpointing = Checkpointing(self.passes["policy"].base, backend.checkpointing, backend.device)
         if optimizer is not None:  # asked for by name: it goes before the tuner's own
             self.optimizer = optimizer(groups, config.learning_rate, config.weight_decay)
@@ -63,7 +64,8 @@ class TorchSteps:
             module.eval()
         loss = 0.0
         for batch in microbatches:
-            self.checkpointing.prepare(batch.labels.numel())
+            read = batch.inputs.get("input_ids", batch.labels)  # more than the labels, in an encoder
+            self.checkpointing.prepare(max(batch.labels.numel(), read.numel()))
             batch_loss = loss_fn(*self._forward("policy", batch))
             (batch_loss * scale).backward()
             self._gather_gradients()
@@ -159,6 +161,8 @@ class TorchSteps:
         device = self.backend.device
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         batch.labels, batch.weights = batch.labels.to(device), batch.weights.to(device)
+        if batch.sample_of is not None:
+            batch.sample_of = batch.sample_of.to(device)
         return self.passes[role](inputs, batch), batch
 
     def _with_masters(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from swift_core.parts import join, parts
 from swift_core.types import Sample
 
 Overflow = Literal["drop", "truncate-left", "truncate-right", "split"]
@@ -56,13 +57,27 @@ class Account:
 def fitter(max_length: int | None, overflow: Overflow, account: Account) -> Callable[[Sample], list[Sample]]:
     """A function that makes a sample at most `max_length` tokens long, and accounts for what it does."""
 
+    def fit_joined(sample: Sample) -> list[Sample]:
+        """Samples that belong together: each is to fit, and all go where one cannot stay."""
+        whole, found = parts(sample), list[Sample]()
+        if len(whole) < 2:
+            return fit(sample)
+        for part in whole:
+            kept = fit(part)
+            if not kept:
+                return []
+            found += kept
+        return [replace(join(found, **sample.label), text=sample.text, spans=sample.spans)]
+
     def fit(sample: Sample) -> list[Sample]:
         length = len(sample.input_ids)
         if max_length is None or length <= max_length:
             return [sample]
         reason = f"{length} tokens, max_length {max_length}"
-        if sample.media and overflow != "drop":
-            account.issue(sample.where, "dropped", f"{reason}: a sample with media is not cut", length)
+        halves = isinstance(sample.label, dict) and "encoder" in sample.label
+        if (sample.media or halves) and overflow != "drop":
+            what = "a sample with media" if sample.media else "a sample of an encoder-decoder"
+            account.issue(sample.where, "dropped", f"{reason}: {what} is not cut", length)
             return []
         if overflow == "drop":
             account.issue(sample.where, "dropped", reason, length)
@@ -82,7 +97,7 @@ def fitter(max_length: int | None, overflow: Overflow, account: Account) -> Call
         account.issue(sample.where, "answer cut" if lost else "cut", reason, length - max_length)
         return [piece]
 
-    return fit
+    return fit_joined
 
 
 def _cut(sample: Sample, start: int, end: int) -> Sample:

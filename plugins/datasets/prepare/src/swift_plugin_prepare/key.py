@@ -52,7 +52,7 @@ def settings_of(component: Chosen, versions: Mapping[str, str]) -> list[Any]:
     required = sorted(re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in contribution.entry.requires)
     libraries = {name: versions.get(name) for name in required}
     plugin = contribution.plugin
-    return [contribution.id, plugin.name, plugin.version, _code(plugin.name.replace("-", "_")), libraries, values, content]
+    return [contribution.id, plugin.name, plugin.version, code_of(plugin.name.replace("-", "_")), libraries, values, content]
 
 
 def template_content(template: Any, folder: Path | None) -> str | None:
@@ -65,8 +65,8 @@ def template_content(template: Any, folder: Path | None) -> str | None:
     return f"{kind} {fingerprint(sorted(f for f in folder.iterdir() if f.is_file() and f.suffix not in WEIGHTS))}"
 
 
-def _code(package: str) -> str:
-    """A hash of a plugin's modules: one that is being worked on keeps its version."""
-    spec = find_spec(package)
+def code_of(package: str) -> str:
+    """A hash of a plugin's modules, named by one of them: a plugin that is being worked on keeps its version."""
+    spec = find_spec(package.partition(".")[0])
     folders = list(spec.submodule_search_locations or []) if spec else []
     return fingerprint(sorted(file for folder in folders for file in Path(folder).rglob("*.py")))

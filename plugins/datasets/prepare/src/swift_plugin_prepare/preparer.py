@@ -13,7 +13,8 @@ from swift_core.types import Data, Template
 
 from swift_plugin_prepare.account import Account
 from swift_plugin_prepare.folders import working_folder
-from swift_plugin_prepare.key import make_key, settings_of, template_content
+from swift_plugin_prepare.forms import content, formed
+from swift_plugin_prepare.key import make_key, settings_of
 from swift_plugin_prepare.prepare import fingerprint, hand_over, make_encoder, prepare, receive
 from swift_plugin_prepare.stream import WindowStream, split_stream
 
@@ -26,6 +27,7 @@ class StandardPreparer:
 
     def prepare(self, session: Session, template: Template) -> tuple[Data, Account]:
         """Read and encode what the run trains and evaluates on: all of it, or of a stream the first window."""
+        template = formed(session, template)
         config, folder = session.config, self._stack.enter_context(working_folder(cache_folder() / "data"))
         train, held = session.sources(config.dataset), session.sources(config.eval_dataset, "eval_dataset")
         common = (template, session.trainer.options, config.bad_rows)
@@ -37,7 +39,7 @@ class StandardPreparer:
             return self._streamed(session, template, data, stream, folder / "windows"), account
         chosen = session.template_choice(session.model_ref, session.trainer.contribution.entry.options.get("template"))
         versions = session.registry.index.versions
-        of_template = [settings_of(chosen, versions), template_content(template, session.model_ref.folder)]
+        of_template = [settings_of(chosen, versions), *content(session, template)]
         settings["key"] = make_key([*train, *held], of_template, *common[1:], config.holdout, config.seed, versions)
         return prepare(train, held, *common, session.events, **settings)
 
@@ -48,7 +50,7 @@ class StandardPreparer:
             return data
         train, given = session.sources(session.config.dataset), list(session.config.eval_dataset)
         stream, _ = split_stream(train, given, session.config.holdout, session.trainer.options)
-        return self._streamed(session, template, data, stream, windows)
+        return self._streamed(session, formed(session, template), data, stream, windows)
 
     def _streamed(self, session: Session, template: Template, data: Data, source: Source, folder: Path) -> Data:
         config = session.config

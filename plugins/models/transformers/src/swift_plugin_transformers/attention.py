@@ -2,13 +2,13 @@
 
 Registered with the transformers library as the attention implementation `swift_documents`. A forward pass says where its
 documents end by `cu_seq_lens_q`, the argument that the library's flash attention takes; without it this is plain sdpa.
-By `cu_seq_lens_k` it may say that they see more keys than they have tokens: then the first P tokens of the row are the
-beginning of every other document. Shapes: T tokens, H query heads, K key heads, D values a head, documents of L tokens.
+By `cu_seq_lens_k` it may say that one sees more keys than it has tokens: then it begins with the last document before it that
+sees none but its own. Shapes: T tokens, H query heads, K key heads, D values a head, documents of L tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -69,33 +69,53 @@ def attend(
     if extra:
         raise NotImplementedError(f"attention over documents knows no {', '.join(extra)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    lengths = cu_seq_lens_q.diff().tolist()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    shared = 0 if cu_seq_lens_k is None else int(cu_seq_lens_k.diff()[-1]) - lengths[-1]
-    longest = shared + max(lengths)
+    places = _places(cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+    longest = max(place.before + place.length for place in places)
     window = sliding_window if sliding_window and longest > sliding_window else None
     alike = query.dtype == key.dtype == value.dtype and value.shape[-1] == query.shape[-1]
     if query.device.type == "cpu" and causal and alike and not dropout and not window and longest <= LONGEST:
-        return CausalDocuments.apply(query, key, value, lengths, shared, scale), None
-    if shared and not causal:
+        return CausalDocuments.apply(query, key, value, places, scale), None
+    if not causal and any(place.before for place in places):
         raise NotImplementedError("only causal attention lets documents share their beginning")
     parts = []
-    for at, length in _places(lengths):
-        q, before = query[:, :, at : at + length], shared if at else 0
-        k, v = (_seen(t, 2, at, length, before) for t in (key, value))
-        masked = causal and (before or (window and length > window))
+    for place in places:
+        q, k, v = query[:, :, place.at : place.at + place.length], _seen(key, 2, place), _seen(value, 2, place)
+        masked = causal and (place.before or (window and place.length > window))
         out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=_band(length, before, window, q.device) if masked else None, dropout_p=dropout,
+            q, k, v, attn_mask=_band(place.length, place.before, window, q.device) if masked else None, dropout_p=dropout,
             is_causal=causal and not masked, scale=scale, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         parts.append(out.transpose(1, 2))
     return torch.cat(parts, 1), None
 
 
-def _seen(tensor: torch.Tensor, axis: int, at: int, length: int, before: int) -> torch.Tensor:
+class Place(NamedTuple):
+    """Where a document lies in the row, and the `before` tokens from `root` on that it begins with."""
+
+    at: int
+    length: int
+    root: int
+    before: int
+
+
+def _places(ends: torch.Tensor, ends_seen: torch.Tensor) -> list[Place]:
+    """`ends`, `ends_seen` [documents + 1]: the sums of their tokens, and of the keys that they see."""
+    found: list[Place] = []
+    root = 0
+    for at, length, seen in zip(ends.tolist(), ends.diff().tolist(), ends_seen.diff().tolist(), strict=False):
+        if seen == length:
+            root = at
+        found.append(Place(at, length, root, seen - length))
+    return found
+
+
+def _seen(tensor: torch.Tensor, axis: int, place: Place) -> torch.Tensor:
     """Keys or values of a document, those of its shared beginning first."""
-    own = tensor.narrow(axis, at, length)
-    return torch.cat([tensor.narrow(axis, 0, before), own], axis) if before else own.contiguous()
+    if place.root + place.before == place.at:  # one piece, of the beginning or of it alone
+        return tensor.narrow(axis, place.root, place.before + place.length).contiguous()
+    own = tensor.narrow(axis, place.at, place.length)
+    return torch.cat([tensor.narrow(axis, place.root, place.before), own], axis) if place.before else own.contiguous()
 
 
 def _band(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -105,7 +125,7 @@ def _band(length: int, before: int, window: int | None, device: torch.device) ->
 
 
 class CausalDocuments(torch.autograd.Function):
-    """softmax(scale q k^T) v, causal within each document and after the beginning that all share, in blocks of queries.
+    """softmax(scale q k^T) v, causal within each document and after the beginning that it shares, in blocks of queries.
 
     For documents of up to some hundred tokens on a CPU this takes half the time of the fused kernel, forward and backward.
     It keeps the probabilities: about H L^2 / 2 values a document and layer.
@@ -117,17 +137,16 @@ class CausalDocuments(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        lengths: list[int],
-        shared: int,
+        places: list[Place],
         scale: float,
     ) -> torch.Tensor:
         _, heads, tokens, size = query.shape
         groups = key.shape[1]
         out = query.new_empty(1, tokens, heads, size)
         kept = []
-        for at, length in _places(lengths):
-            before = shared if at else 0
-            keys, values = (_seen(t[0], 1, at, length, before) for t in (key, value))
+        for place in places:
+            at, length, _, before = place
+            keys, values = _seen(key[0], 1, place), _seen(value[0], 1, place)
             for begin, end in _blocks(length):
                 q = (query[0, :, at + begin : at + end] * scale).reshape(groups, -1, size)
                 last = before + end
@@ -139,7 +158,7 @@ class CausalDocuments(torch.autograd.Function):
                 kept.append(share)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, *kept)
-            ctx.lengths, ctx.shared, ctx.scale = lengths, shared, scale
+            ctx.places, ctx.scale = places, scale
         return out
 
     @staticmethod
@@ -150,9 +169,9 @@ class CausalDocuments(torch.autograd.Function):
         groups, shares = key.shape[1], iter(kept)
         # Laid out as the projections before them are, so that nothing copies them on.
         of_query, of_key, of_value = (torch.empty_like(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value))
-        for at, length in _places(ctx.lengths):
-            before = ctx.shared if at else 0
-            keys, values = (_seen(t[0], 1, at, length, before) for t in (key, value))
+        for place in ctx.places:
+            at, length, root, before = place
+            keys, values = _seen(key[0], 1, place), _seen(value[0], 1, place)
             sums = [torch.zeros_like(keys), torch.zeros_like(values)]
             for begin, end in _blocks(length):
                 share, last = next(shares), before + end
@@ -165,13 +184,8 @@ class CausalDocuments(torch.autograd.Function):
                 sums[1][:, :last] += torch.bmm(share.transpose(1, 2), g)
             for whole, part in zip((of_key, of_value), sums, strict=True):
                 whole[0, :, at : at + length] = part[:, before:]
-                whole[0, :, :before] += part[:, :before]
-        return of_query, of_key, of_value, None, None, None
-
-
-def _places(lengths: list[int]) -> list[tuple[int, int]]:
-    """Where each document begins, and its length."""
-    return [(sum(lengths[:n]), length) for n, length in enumerate(lengths)]
+                whole[0, :, root : root + before] += part[:, :before]
+        return of_query, of_key, of_value, None, None
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from swift_core.types import Batch, Sample
@@ -28,15 +29,19 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         mask[row, :count] = 1
     inputs = {"input_ids": ids, "attention_mask": mask}
     first, repeated = [0], 0
+    sample_of = torch.arange(len(samples))[:, None].expand(-1, length).masked_fill(mask == 0, -1)
     if packed:
-        segments, shared = samples[0].segments, samples[0].shared
+        segments, shared = samples[0].segments, samples[0].shared or [0] * len(samples[0].segments)
         ends = torch.tensor([0, *segments]).cumsum(0)
-        starts = [0, *[shared] * (len(segments) - 1)]
-        positions = [torch.arange(start, start + n) for start, n in zip(starts, segments, strict=True)]
+        positions = [torch.arange(start, start + n) for start, n in zip(shared, segments, strict=True)]
         inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None], "cu_seq_lens_q": ends.int()}
-        if shared:
-            inputs["cu_seq_lens_k"] = (ends + torch.tensor([0, *starts]).cumsum(0)).int()
-            repeated = shared * (len(segments) - 2)
+        begins = [before == 0 and after > 0 for before, after in zip(shared, [*shared[1:], 0], strict=True)]
+        if any(shared):
+            inputs["cu_seq_lens_k"] = (ends + torch.tensor([0, *shared]).cumsum(0)).int()
+            repeated = sum(shared) - sum(n for n, begin in zip(segments, begins, strict=True) if begin)
+        numbers = iter(range(len(segments)))
+        owners = [-1 if begin else next(numbers) for begin in begins]
+        sample_of = torch.repeat_interleave(torch.tensor(owners), torch.tensor(segments))[None]
         first = ends[:-1].tolist()
     weights[:, first] = 0  # nothing before it predicts a first token
     return Batch(
@@ -47,22 +52,34 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         float(weights.sum()),
         int(mask.sum()) + repeated,
         int((weights > 0).sum()),
+        sample_of=sample_of,
     )
 
 
-def pack(samples: Sequence[Sample], share: bool = False) -> Sample:
+def pack(samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample:
     """Samples one after the other, as one sample with their lengths as segments. Where they have media, `media["samples"]`
-    are the samples themselves. With `share`, the tokens that all begin with stand once, as the first segment."""
-    shared = common_beginning(samples) if share else 0
-    return Sample(
-        input_ids=[*samples[0].input_ids[:shared], *(token for s in samples for token in s.input_ids[shared:])],
-        weights=[*[0.0] * shared, *(weight for s in samples for weight in s.weights[shared:])],
-        row=samples[0].row,
-        where=samples[0].where,
-        segments=[*([shared] if shared else []), *(len(sample.input_ids) - shared for sample in samples)],
-        shared=shared,
-        media={"samples": list(samples)} if any(sample.media for sample in samples) else {},
-    )
+    are the samples themselves. With `share`, the tokens that all begin with stand once, as the first segment; `[2, 3]`: those
+    of the first two, then those of the next three."""
+    sizes = [len(samples)] if isinstance(share, bool) else list(share)
+    if sum(sizes) != len(samples):
+        raise ValueError(f"share={sizes} counts {sum(sizes)} samples, and {len(samples)} are packed")
+    packed = Sample([], [], samples[0].row, samples[0].where)
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        group = samples[end - size : end]
+        shared = common_beginning(group) if share else 0
+        if shared:
+            packed.input_ids += group[0].input_ids[:shared]
+            packed.weights += [0.0] * shared
+        for sample in group:
+            packed.input_ids += sample.input_ids[shared:]
+            packed.weights += sample.weights[shared:]
+        packed.segments += [*([shared] if shared else []), *(len(sample.input_ids) - shared for sample in group)]
+        packed.shared += [*([0] if shared else []), *[shared] * size]
+    if not any(packed.shared):
+        packed.shared = []
+    if any(sample.media for sample in samples):
+        packed.media = {"samples": list(samples)}
+    return packed
 
 
 def common_beginning(samples: Sequence[Sample]) -> int:

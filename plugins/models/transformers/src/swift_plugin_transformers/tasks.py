@@ -105,7 +105,7 @@ class TaskTemplate:
     def stop_ids(self) -> list[int]:
         return []
 
-    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+    def pack(self, samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample | None:
         return None
 
     def number(self, label: Any) -> int:

@@ -70,7 +70,7 @@ def shares(steps: Any, template: Template, samples: Samples) -> bool:
         pack = template.pack([Sample(other, weights), Sample(ids, weights)], share=True)
         if pack is None or not pack.shared:
             return False
-        own = len(ids) - pack.shared
+        own = len(ids) - pack.shared[-1]
         found = steps.forward("policy", template.collate([pack])).logits[0, -own:].float()
         alone = steps.forward("policy", template.collate([Sample(ids, weights)])).logits[0, -own:].float()
     except FAULTS:

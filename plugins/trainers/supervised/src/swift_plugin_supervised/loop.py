@@ -50,10 +50,7 @@ def cross_entropy(outputs: Any, batch: Batch) -> torch.Tensor:
     return loss
 
 
-REFUSED = {
-    "seq2seq_lm": "an encoder-decoder model, which can be loaded and run, and not yet trained",
-    "masked_lm": "a masked language model: give it a head with trainer classify, tag, embed or rerank",
-}
+REFUSED = {"masked_lm": "a masked language model: give it a head with trainer classify, tag, embed or rerank"}
 """Tasks of models that have no next token to predict."""
 
 
@@ -104,6 +101,7 @@ class SupervisedTrainer:
             started = time.perf_counter()
             tuned.before_step(step)
             batches, window = next(made)
+            self._ready(steps, batches)
             result = steps.forward_backward(batches, self.loss_fn)
             rate = learning_rate(step, last_step, config)
             norm = steps.optimizer_step(rate, config.clip)
@@ -189,6 +187,14 @@ class SupervisedTrainer:
             packed = template.pack(part, share=self.shares) if self.flat and len(part) > 1 else None
             yield template.collate([packed] if packed else part)
 
+    def _ready(self, steps: Any, batches: list[Batch]) -> None:
+        """For trainers that build on this one: what a loss needs beside the policy's own pass, into `Batch.targets`. Called
+        before the pass, for the batches of a step or for one to evaluate."""
+
+    def _extra(self) -> dict[str, float]:
+        """Likewise: figures of the step for the log."""
+        return {}
+
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
         state.step = step
         state.loss_sum += result.loss * result.weight
@@ -201,7 +207,7 @@ class SupervisedTrainer:
         self.run.events.emit(
             "step", step=state.step, steps=steps, loss=result.loss, learning_rate=rate, grad_norm=norm,
             tokens=result.tokens, trained_tokens=result.trained_tokens, tokens_per_second=state.tokens / state.seconds,
-            seconds_left=left, peak_bytes=self.run.backend.peak_bytes(),
+            seconds_left=left, peak_bytes=self.run.backend.peak_bytes(), **self._extra(),
         )  # fmt: skip
 
     def _evaluate(self, steps: Any, state: Progress, held: Samples) -> None:
@@ -213,6 +219,7 @@ class SupervisedTrainer:
             lambda part: list(self._batches([held[n] for n in part])), parts, getattr(self.run.template, "prefetch", 0)
         )
         batches = (batch for found, _ in zip(made, self.run.events.track(parts, "evaluating"), strict=True) for batch in found)
+        batches = (batch for batch in batches if self._ready(steps, [batch]) is None)
         loss = steps.evaluate(batches, self.metric.watching(self.loss_fn) if self.metric else self.loss_fn).loss
         state.figures = self.metric.result() if self.metric else {}
         better = state.best_loss is None or loss < state.best_loss
