@@ -233,7 +233,11 @@ class Template(Protocol):
 
 @runtime_checkable
 class TunedModel(Protocol):
-    """A model with a tuner applied. `model` is what forward is called on; of a role that has `within()`, in that context."""
+    """A model with a tuner applied. `model` is what forward is called on; of a role that has `within()`, in that context.
+
+    A tuner that keeps what it trains beside the model's weights also has `weights()`: all weights by the plain model's names,
+    with what was tuned in them, for an engine in another process.
+    """
 
     model: Any
 
@@ -355,7 +359,7 @@ class Steps(Protocol):
         """The mean loss over this rank's batches and those of all ranks, without gradients. Collective."""
 
     def full_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """All weights of a role, unsharded. Collective."""
+        """All weights of a role by the plain model's names, unsharded. Collective."""
 
     def save(self, folder: Path) -> None:
         """Write the optimizer's and the random generators' state into `folder`, without pickles. Collective."""

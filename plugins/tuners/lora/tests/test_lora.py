@@ -110,6 +110,17 @@ def test_merged_folder_equals_unmerged(tiny_bundle: ModelBundle, tmp_path: Path,
     assert gap(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected) < 1e-5
 
 
+@variants
+def test_weights_for_an_engine_are_the_merged_ones(tiny_bundle: ModelBundle, options: dict[str, Any]) -> None:
+    tuned = move(tune(tiny_bundle, **options))
+    before = logits(tuned.model)
+    given = {name: tensor.clone() for name, tensor in tuned.weights()}
+    assert torch.equal(logits(tuned.model), before)
+    merged = tuned.merge().model.state_dict()
+    assert given.keys() == merged.keys()
+    assert all(torch.equal(given[name], tensor) for name, tensor in merged.items())
+
+
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 16 / 4), (True, 16 / math.sqrt(4))])
 def test_the_update_is_scale_times_b_a(tiny_bundle: ModelBundle, rslora: bool, scale: float) -> None:
     """W + alpha / rank B A, or alpha / sqrt(rank), added by hand to each weight of the base."""

@@ -100,7 +100,8 @@ class TorchSteps:
         return StepResult(loss / weight if weight else math.nan, weight, int(tokens), int(trained))
 
     def full_weights(self, role: str) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self.roles[role].model.state_dict().items()
+        tuned = self.roles[role]
+        yield from tuned.weights() if hasattr(tuned, "weights") else tuned.model.state_dict().items()
 
     def save(self, folder: Path) -> None:
         """`optimizer.safetensors` by rank 0, and each rank's random generators."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
@@ -13,7 +14,8 @@ from typing import Any
 
 import peft
 import torch
-from peft.utils import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
@@ -129,10 +131,35 @@ class LoraTuned:
             for name, tensor in state.items():
                 own[name].copy_(tensor)
 
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights by the plain model's names, each with its update added, layer by layer; the model stays as it is."""
+        model = self.model.get_base_model()
+        tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+        saved = {name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+        for name, tensor in model.state_dict().items():
+            layer, _, rest = name.partition(".base_layer.")
+            holder = next((holder for holder in saved if name.startswith(f"{holder}.")), None)
+            if rest and layer in tuned:
+                if rest == "weight":  # with its bias: an update may change both
+                    merged = copy.deepcopy(tuned[layer])
+                    merged.merge()
+                    yield from ((f"{layer}.{key}", value) for key, value in merged.get_base_layer().state_dict().items())
+            elif holder is not None:
+                if name.startswith(start := f"{holder}.modules_to_save.default."):
+                    yield f"{holder}.{name.removeprefix(start)}", tensor
+            elif not any(name.startswith(f"{layer}.") for layer in tuned):
+                yield name, tensor
+
     def merge(self) -> ModelBundle:
         """Add each update to its weight."""
         _untie(self.bundle.model)
-        model = self.model.merge_and_unload()
+        config = getattr(self.bundle.model, "config", None)
+        tied = getattr(config, "tie_word_embeddings", None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model = self.model.merge_and_unload()
+        if tied:  # peft takes an encoder-decoder's, tied to the decoder's embedding and not to the encoder's, for untied
+            config.tie_word_embeddings = tied
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return replace(self.bundle, model=model)
