@@ -15,7 +15,7 @@ from typing import Any
 from swift_core.api import KINDS, parse_api
 from swift_core.errors import did_you_mean
 
-PART_KINDS = ("preparer", "optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
+PART_KINDS = ("preparer", "rows", "optimizer", "loss", "metric", "reward", "tool_format", "environment", "logger", "hub")
 
 _COMMON: dict[str, type[Any]] = {"id": str, "summary": str, "requires": list, "config": str, "capabilities": list}
 _EXTRA: dict[str, dict[str, type[Any]]] = {
@@ -24,7 +24,7 @@ _EXTRA: dict[str, dict[str, type[Any]]] = {
         "source": str, "parts": dict, "thinking": dict, "traps": list, "grounding": dict,
     },
     "templates": {"from_model": list},
-    "trainers": {"template": str, "task": str},
+    "trainers": {"template": str, "task": str, "rows": str, "engine": bool},
     "engines": {"takes": str},
     "datasets": {"generic": bool},
     "parts": {"kind": str},
