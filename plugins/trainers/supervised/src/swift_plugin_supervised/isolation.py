@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from swift_core.parts import parts
 from swift_core.types import Sample, Samples, Template
 
 PROBE = 48  # tokens of a sample that are tried
@@ -25,7 +26,7 @@ def isolates(steps: Any, template: Template, samples: Samples) -> str | None:
     shown = _with_media(samples)
     if shown is None:
         longest = sorted(range(min(len(samples), 64)), key=lambda n: -samples.lengths[n])[:2]
-        first, second = (_begin(samples[n]) for n in longest)
+        first, second = (_begin(parts(samples[n])[0]) for n in longest)
         other = [token % 251 + 3 for token in range(len(first.input_ids))]
     else:
         try:
@@ -60,7 +61,8 @@ def shares(steps: Any, template: Template, samples: Samples) -> bool:
     """Whether samples laid end to end may hold the tokens that all begin with once: tried like `isolates`, which holds."""
     if len(samples) < 2:
         return False
-    ids = list(samples[max(range(min(len(samples), 64)), key=samples.lengths.__getitem__)].input_ids[: 2 * PROBE])
+    longest = max(range(min(len(samples), 64)), key=samples.lengths.__getitem__)
+    ids = list(parts(samples[longest])[0].input_ids[: 2 * PROBE])
     if len(ids) < 16:
         return False
     half = len(ids) // 2
@@ -82,7 +84,7 @@ def _with_media(samples: Samples) -> Sample | None:
     """A sample with media, whole: it cannot be cut."""
     find = getattr(samples, "first_media", None)
     place = find() if find else next((n for n in range(len(samples)) if samples[n].media), None)
-    return None if place is None else samples[place]
+    return None if place is None else parts(samples[place])[0]
 
 
 def _answer(sample: Sample) -> list[int]:

@@ -18,7 +18,7 @@ import torch
 from swift_core.errors import RequestError
 from swift_core.plan import write_json
 from swift_core.rundir import Checkpoints
-from swift_core.types import Batch, LossFn, Run, Sample, Samples, StepResult, Stream, TrainResult
+from swift_core.types import Batch, LossFn, Run, Sample, Samples, StepResult, Stream, TrainResult, TunedModel
 
 from swift_plugin_supervised.feed import Feed, ahead, cut, share_of_rank
 from swift_plugin_supervised.isolation import isolates, shares
@@ -74,7 +74,7 @@ class SupervisedTrainer:
         elif run.warm_start:
             tuned.load(run.warm_start)
         optimizer = run.part("optimizer", config.optimizer) if config.optimizer else None
-        steps = backend.prepare({"policy": tuned}, optimizer, config)
+        steps = backend.prepare({"policy": tuned} | self._roles(), optimizer, config)
         state = self._restore(steps, run.resume_from) if run.resume_from else Progress()
 
         self.flat = self._lays_flat(steps, state.window)
@@ -93,6 +93,7 @@ class SupervisedTrainer:
         self._tell_feed(feed)
         if backend.rank == 0:
             self.checkpoints.forget_after(state.step)
+        self._begin(steps, state)
         saved, first, since = state.step if run.resume_from else -1, state.step, time.perf_counter()
         stopped = self._out_of_patience(state)  # a run that stopped early stays so when it is resumed
         made = ahead(partial(self._made, feed), range(state.step + 1, last_step + 1), getattr(run.template, "prefetch", 0))
@@ -187,9 +188,16 @@ class SupervisedTrainer:
             packed = template.pack(part, share=self.shares) if self.flat and len(part) > 1 else None
             yield template.collate([packed] if packed else part)
 
+    def _roles(self) -> dict[str, TunedModel]:
+        """For trainers that build on this one: models beside the policy, by role."""
+        return {}
+
+    def _begin(self, steps: Any, state: Progress) -> None:
+        """Likewise: what is done before the first step, or the first after a resume."""
+
     def _ready(self, steps: Any, batches: list[Batch]) -> None:
-        """For trainers that build on this one: what a loss needs beside the policy's own pass, into `Batch.targets`. Called
-        before the pass, for the batches of a step or for one to evaluate."""
+        """Likewise: what a loss needs beside the policy's own pass, into `Batch.targets`. Called before the pass, for the batches
+        of a step or for one to evaluate."""
 
     def _extra(self) -> dict[str, float]:
         """Likewise: figures of the step for the log."""
