@@ -179,21 +179,25 @@ class TransformersEngine:
     def logprobs(
         self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
     ) -> list[list[float]]:
+        """log p(token | those before it) of all tokens but the first. What an encoder reads of a sample is given: 0. Of ids
+        alone an encoder-decoder reads all, and is asked to write them."""
         if "predict" in self.capabilities:
             raise CapabilityError(f"engine transformers gives no log-probabilities: the model's task is {self.bundle.task}")
         results: list[list[float]] = [[] for _ in sequences]
-        whole = samples or [Sample(list(ids), [1.0] * len(ids)) for ids in sequences]
+        alone = getattr(self.template, "alone", lambda ids: Sample(list(ids), [1.0] * len(ids)))
+        whole = samples or [alone(ids) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
         for start in range(0, len(order), self.config.whole):
             chosen = order[start : start + self.config.whole]
-            inputs = placed(self.template.collate([whole[n] for n in chosen]).inputs, self.device, self.model.dtype)
-            ids = inputs["input_ids"]
+            batch = self.template.collate([whole[n] for n in chosen])
+            inputs, ids = placed(batch.inputs, self.device, self.model.dtype), batch.labels.to(self.device)
             with self._adapter(adapter), torch.inference_mode():
                 logits = self.model(**inputs, use_cache=False).logits
                 for row, n in enumerate(chosen):
-                    count = len(sequences[n])
+                    given = (samples[n].label or {}).get("encoder", 0) if samples else 0
+                    count = len(sequences[n]) - given
                     scores = torch.log_softmax(logits[row, : count - 1].float(), dim=-1)
-                    results[n] = scores.gather(-1, ids[row, 1:count, None])[:, 0].tolist()
+                    results[n] = [0.0] * given + scores.gather(-1, ids[row, 1:count, None])[:, 0].tolist()
         return results
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

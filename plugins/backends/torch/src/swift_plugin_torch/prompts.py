@@ -41,18 +41,24 @@ def media_inputs(template: Any, request: Request) -> dict[str, torch.Tensor] | N
 
 
 def gathered(
-    template: Any, made: Sequence[Mapping[str, torch.Tensor] | None], prompts: Sequence[Sequence[int]], pad: int
+    template: Any, made: Sequence[Mapping[str, torch.Tensor] | None], prompts: Sequence[Sequence[int]], pad: int, encoded: bool
 ) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask [B, T] of several prompts, padded on the left, and media tensors."""
+    """input_ids and attention_mask [B, T] of several prompts, padded on the left, or where they are `encoded` by a part of
+    their own on the right, and media tensors."""
     if any(inputs is None for inputs in made):
-        return _of_ids(prompts, pad)
+        return _of_ids(prompts, pad, encoded)
     return dict(template.batch(made))
 
 
-def _of_ids(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+def _of_ids(prompts: Sequence[Sequence[int]], pad: int, right: bool = False) -> dict[str, torch.Tensor]:
     width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+    def padded(own: list[int], filler: int) -> list[int]:
+        more = [filler] * (width - len(own))
+        return own + more if right else more + own
+
+    ids = torch.tensor([padded(list(prompt), pad) for prompt in prompts])
+    mask = torch.tensor([padded([1] * len(prompt), 0) for prompt in prompts])
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -153,7 +153,10 @@ class Runner:
         """Generate rows that cannot share the cache, to their ends."""
         self.adapters.loaded(rows[0].adapter)
         inputs = placed(
-            gathered(self.template, [row.prompt.inputs for row in rows], [row.prompt.ids for row in rows], self.pad),
+            gathered(
+                self.template, [row.prompt.inputs for row in rows], [row.prompt.ids for row in rows], self.pad,
+                bool(getattr(self.adapters.model.config, "is_encoder_decoder", False)),
+            ),
             self.adapters.model.device, self.adapters.model.dtype,
         )  # fmt: skip
         for row, count in zip(rows, inputs["attention_mask"].sum(1).tolist(), strict=True):

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import transformers
-from swift_plugin_transformers.chat import ChatTemplate
+from swift_plugin_transformers.hooks import swift_make_template
 from swift_plugin_transformers.loading import cast_media
+from swift_plugin_transformers.processors import mark_encoder_decoder
 from transformers import CONFIG_MAPPING
 
 from swift_plugin_verify.catalog import Architecture
@@ -55,8 +56,6 @@ def build(architecture: Architecture, folder: Path) -> Any:
 def build_media(architecture: Architecture, folder: Path) -> Any:
     """A model that takes images or sound, with its processor. The number of tokens that its processor makes of an image is
     found by trying, where it is an argument of the processor. Raises CannotBuild."""
-    if getattr(CONFIG_MAPPING[architecture.model_type], "is_encoder_decoder", False):
-        raise CannotBuild("an encoder-decoder, which can be loaded and run, and not yet trained")
     try:
         kind = processor_class(architecture.model_type)
         words = make_words(architecture.model_type, kind)
@@ -91,8 +90,9 @@ def build_media(architecture: Architecture, folder: Path) -> Any:
 def refuses(model: Any, processor: Any, architecture: Architecture) -> str | None:
     """Why a model does not take what its processor makes of a row; None where it does."""
     cast_media(model)  # as a loaded one does
+    mark_encoder_decoder(processor, model.config, model.generation_config)
     try:
-        template = ChatTemplate(processor, template_options(architecture.model_type))
+        template: Any = swift_make_template("checkpoint", processor, template_options(architecture.model_type))
         batch = template.collate(template.encode(media_rows(medium(processor, architecture.kind))[0]))
         with torch.no_grad():
             model(**batch.inputs, use_cache=False)
@@ -111,6 +111,9 @@ def tiny_config(architecture: Architecture, shape: Shape, words: Words | None = 
             f"{name}_token_{end}": shape.tokens[name] for name in kinds for end in ("id", "index")
             if f"{name}_token_{end}" in names and getattr(cls(), f"{name}_token_{end}") is None
         }  # fmt: skip
+        default = cls()
+        if getattr(default, "is_encoder_decoder", False) and getattr(default, "decoder_start_token_id", None) is None:
+            given["decoder_start_token_id"] = shape.tokens["decoder_start"]
         if words and "vocabulary_map" in names:
             given["vocabulary_map"] = words.tokenizer.get_added_vocab()
         return shrink(cls, shape, given)

@@ -35,7 +35,8 @@ def architectures() -> list[Architecture]:
         model_type: name for model_type, name in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.items() if model_type not in listed
     }
     for model_type, name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
-        if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "flamingo" in model_type:
+        heard = model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "flamingo" in model_type
+        if heard and not name.endswith("TextToText"):
             audio.setdefault(model_type, name)
     text = {
         model_type: name for model_type, name in {**blind, **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}.items()
@@ -43,6 +44,9 @@ def architectures() -> list[Architecture]:
     }  # fmt: skip
     kinds = zip(KINDS, (text, image, audio), strict=True)
     found = [Architecture(kind, model_type, name) for kind, table in kinds for model_type, name in sorted(table.items())]
+    others = {one.name for one in found}  # a type may have a decoder alone and an encoder-decoder
+    encoders = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    found += [Architecture("text", model_type, name) for model_type, name in encoders.items() if name not in others]
     return [one for one in found if not _stands_for_its_text_part(one, found)]
 
 

@@ -23,8 +23,9 @@ from swift_plugin_supervised.loop import cross_entropy
 from swift_plugin_torch.backend import TorchBackend
 from swift_plugin_torch.config import TorchConfig, TransformersEngineConfig
 from swift_plugin_torch.engine import TransformersEngine
-from swift_plugin_transformers.chat import ChatTemplate
 from swift_plugin_transformers.config import TransformersConfig
+from swift_plugin_transformers.encoder_decoder import Answers
+from swift_plugin_transformers.hooks import swift_make_template
 from swift_plugin_transformers.loading import load_model, load_processor
 from transformers import GenerationConfig, GenerationMixin
 
@@ -75,7 +76,7 @@ class Subject:
         source = str(folder or self.folder)
         processor = load_processor(source, self.options)
         bundle = load_model(source, processor, self.backend.load_kwargs(), self.options)
-        bundle.template = ChatTemplate(processor, self.template_options)
+        bundle.template = swift_make_template("checkpoint", processor, self.template_options)
         return bundle
 
     def rows(self, other: bool = False) -> list[dict[str, Any]]:
@@ -113,16 +114,21 @@ def mask(subject: Subject) -> str:
     assert template is not None
     for row in subject.rows():
         samples = template.encode(row)
-        if len(samples) != 1:
-            raise Failed(f"one row became {len(samples)} samples")
-        sample = samples[0]
         answers = [str(m["content"]) + "<|im_end|>" for m in row["messages"] if m["role"] == "assistant"]
+        if len(samples) != (len(answers) if encodes(template) else 1):
+            raise Failed(f"one row became {len(samples)} samples")
         tokenizer = template.tokenizer  # type: ignore[attr-defined]
-        trained = [token for token, weight in zip(sample.input_ids, sample.weights, strict=True) if weight]
-        if tokenizer.decode(trained) != "".join(answers):
-            raise Failed(f"trained is {tokenizer.decode(trained)!r}, not {''.join(answers)!r}")
-        subject.samples.append(sample)
+        tokens = [pair for sample in samples for pair in zip(sample.input_ids, sample.weights, strict=True)]
+        trained = tokenizer.decode([token for token, weight in tokens if weight])
+        if trained != "".join(answers):
+            raise Failed(f"trained is {trained!r}, not {''.join(answers)!r}")
+        subject.samples += samples
     return ""
+
+
+def encodes(template: Any) -> bool:
+    """Whether a prompt is read by an encoder, and each answer a sample of its own."""
+    return isinstance(template, Answers)
 
 
 def head(subject: Subject) -> str:
@@ -206,6 +212,8 @@ def generate(subject: Subject) -> str:
     (made,) = engine.generate([Request(token_ids=prompt, max_tokens=NEW_TOKENS)])
     if not made.token_ids:
         raise Failed("nothing was generated")
+    if encodes(bundle.template):
+        return decoded(bundle, {"input_ids": torch.tensor([prompt])}, made.token_ids)
     fault = unlike_plain(bundle.model, prompt, made.token_ids)
     if fault is None:
         return f"{len(made.token_ids)} tokens"
@@ -226,6 +234,19 @@ def unlike_plain(model: Any, prompt: list[int], made: list[int]) -> str | None:
                 return f"token {at} is {token} with the cache and {int(scores.argmax())} without ({close:.2g} apart)"
             ids.append(token)
     return None
+
+
+def decoded(bundle: ModelBundle, inputs: dict[str, torch.Tensor], made: list[int]) -> str:
+    """Each token that an encoder-decoder made is the likeliest, in one pass without a cache, after those before it."""
+    template: Any = bundle.template
+    with torch.no_grad():
+        given = torch.tensor([[template.tokenizer.decoder_start, *made[:-1]]])
+        found = bundle.model(**inputs, decoder_input_ids=given, use_cache=False).logits[0].float()
+    for at, token in enumerate(made):
+        close = float(found[at].max() - found[at, token])
+        if close > 1e-3:
+            raise Failed(f"token {at} is {token} with the cache and {int(found[at].argmax())} without ({close:.2g} apart)")
+    return f"{len(made)} tokens"
 
 
 def prepares_inputs(model: Any) -> bool:
@@ -257,6 +278,8 @@ def generate_with_media(subject: Subject) -> str:
     if not made.token_ids:
         raise Failed("nothing was generated")
     inputs = template.inputs(messages, media)
+    if encodes(template):
+        return decoded(bundle, inputs, made.token_ids)
     special = set(template.tokenizer.all_special_ids)  # after one that stands for a medium the model would look for more media
     count = next((n for n, token in enumerate(made.token_ids) if token in special), len(made.token_ids))
     length, new = inputs["input_ids"].shape[1], torch.tensor([made.token_ids[:count]], dtype=torch.long)
@@ -281,7 +304,7 @@ def media(subject: Subject) -> str:
     bundle = subject.bundle()
     template: Any = bundle.template
     others = Samples(template.encode(subject.rows(other=True)[1]))
-    batches = [template.collate([sample]) for sample in (subject.samples[1], others[0])]
+    batches = [template.collate([sample]) for sample in (subject.samples[-1], others[-1])]
     found = [logprobs(bundle.model, batch)[:, :-1][batch.weights[:, 1:] != 0] for batch in batches]
     if found[0].shape != found[1].shape:
         raise Failed("two pictures of one size become texts of different lengths")

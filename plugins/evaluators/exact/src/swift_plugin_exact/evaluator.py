@@ -110,7 +110,7 @@ class ExactEvaluator:
         for start in run.events.track(starts, "perplexity", total=len(starts)):
             chunk = encoded[start : start + CHUNK]
             samples = [sample for _, sample in chunk]
-            given = {"samples": samples} if any(sample.media for sample in samples) else {}
+            given = {"samples": samples} if any(sample.media or sample.label for sample in samples) else {}
             values = run.engine.logprobs([sample.input_ids for sample in samples], **given)
             for (result, sample), row in zip(chunk, values, strict=True):
                 trained = _trained(sample, row)

@@ -37,7 +37,7 @@ from swift_plugin_transformers.markers import Markers, common_prefix, common_suf
 from swift_plugin_transformers.media import Placed, collect
 from swift_plugin_transformers.multimodal import open_media
 from swift_plugin_transformers.presence import disguised
-from swift_plugin_transformers.prompts import left_padded
+from swift_plugin_transformers.prompts import padded_prompts
 from swift_plugin_transformers.rendering import Conversation, Refused, Renderer, forms, standard
 from swift_plugin_transformers.tensors import Layout
 from swift_plugin_transformers.thinking import CALL, Block, choose, find_block, has_reasoning
@@ -277,7 +277,9 @@ class ChatTemplate:
     def batch(self, prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Several prompts as `inputs` gives them, padded on the left: what generate takes for all of them."""
         pad = self.tokenizer.pad_token_id or 0
-        return left_padded(prompts, pad, self.media.extras if self.media else (), self.media.layout if self.media else Layout())
+        return padded_prompts(
+            prompts, pad, self.media.extras if self.media else (), self.media.layout if self.media else Layout()
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -335,5 +337,5 @@ class ChatTemplate:
         pad = self.tokenizer.pad_token_id or 0
         return collate_text(samples, pad) if self.media is None else self.media.collate(samples, pad)
 
-    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+    def pack(self, samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample | None:
         return pack(samples, share)

@@ -16,6 +16,8 @@ from swift_plugin_transformers.config import ChatTemplateConfig
 def family_template(processor: Any, config: ChatTemplateConfig, file: Path) -> Any:
     """A ChatTemplate that renders with `file`, for a family's `swift_make_template`."""
     from swift_plugin_transformers.chat import ChatTemplate
+    from swift_plugin_transformers.encoder_decoder import decodes, open_template
 
     named = config.file or config.jinja or config.variant
-    return ChatTemplate(processor, config if named else replace(config, file=str(file)))
+    make = open_template if decodes(processor) else ChatTemplate
+    return make(processor, config if named else replace(config, file=str(file)))

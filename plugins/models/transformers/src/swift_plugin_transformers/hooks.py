@@ -25,6 +25,11 @@ def swift_load_model(model_id: str, source: str, processor: Any, backend: Any, l
 
 @hookimpl
 def swift_make_template(template_id: str, processor: Any, config: Any) -> Any:
+    if template_id in ("checkpoint", "plain"):
+        from swift_plugin_transformers.encoder_decoder import decodes, open_template
+
+        if decodes(processor):
+            return open_template(processor, config)
     if template_id == "checkpoint":
         from swift_plugin_transformers.chat import ChatTemplate
 

@@ -25,7 +25,7 @@ class PlainTemplate:
     def __init__(self, processor: Any, config: PlainTemplateConfig) -> None:
         self.tokenizer, self.config = getattr(processor, "tokenizer", processor), config
         self.processor = processor
-        self.media = open_media(processor, config.media, lambda messages: "".join(map(self._text, messages)))
+        self.media = open_media(processor, config.media, self.joined)
 
     @property
     def prefetch(self) -> int:
@@ -71,6 +71,10 @@ class PlainTemplate:
         ids, weights, held = media.encode(text, shown, pieces)
         return Sample(ids, weights, text=text, spans=trained_spans(pieces), turns=turns, media=held)
 
+    def joined(self, messages: Sequence[Row]) -> str:
+        """The text of messages."""
+        return "".join(map(self._text, messages))
+
     def _text(self, message: Row) -> str:
         content = message.get("content") or ""
         if isinstance(content, str):
@@ -86,7 +90,7 @@ class PlainTemplate:
         raise ValueError(f"this checkpoint's processor names no placeholder for {kind}s; template=checkpoint may place them")
 
     def prompt(self, messages: list[Row], tools: list[Any] | None = None, **kwargs: Any) -> list[int]:
-        return list(self.tokenizer("".join(map(self._text, messages)))["input_ids"])
+        return list(self.tokenizer(self.joined(messages))["input_ids"])
 
     def inputs(
         self, messages: list[Row], media: dict[str, list[Any]] | None = None, tools: list[Any] | None = None, **kwargs: Any
@@ -94,7 +98,7 @@ class PlainTemplate:
         """What a model's generate takes for one prompt; see `ChatTemplate.inputs`."""
         row = {"messages": messages, **(media or {})}
         shown, placed = self.media.collect(row) if self.media is not None else collect(row)
-        text = "".join(map(self._text, shown))
+        text = self.joined(shown)
         if self.media is None:
             return dict(self.tokenizer(text, return_tensors="pt"))
         return self.media.inputs(text, [medium for found in placed for medium in found])
@@ -109,5 +113,5 @@ class PlainTemplate:
         pad = self.tokenizer.pad_token_id or 0
         return collate(samples, pad) if self.media is None else self.media.collate(samples, pad)
 
-    def pack(self, samples: Sequence[Sample], share: bool = False) -> Sample | None:
+    def pack(self, samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample | None:
         return pack(samples, share)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import transformers
 from swift_core.errors import RequestError
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin, is_torchvision_available
 
@@ -29,8 +29,9 @@ def load_processor(source: str, config: TransformersConfig) -> Any:
     where = where_from(source, config)
     try:
         if kind := _processor_class(source, config, where):
-            return _load(kind, source, config, where)
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **where)
+            return _with_start(_load(kind, source, config, where), source, config, where)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **where)
+        return _with_start(tokenizer, source, config, where)
     except Exception as err:
         folder = Path(source)
         if needs_own_code(folder) and not config.trust_remote_code:
@@ -41,6 +42,31 @@ def load_processor(source: str, config: TransformersConfig) -> Any:
         if "torchvision" in str(err).lower():
             why = f"it {TORCHVISION}"
         raise RequestError(f"model {source}: its {what} cannot be loaded: {why}") from err
+
+
+def _with_start(processor: Any, source: str, config: TransformersConfig, where: dict[str, Any]) -> Any:
+    """The processor; that of an encoder-decoder knows as `decoder_start` the token that its decoder starts with, as the
+    library's generation finds it, or None. Templates see by it that a prompt is read by an encoder."""
+    try:
+        found = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, **where)
+    except Exception:
+        return processor  # what is wrong with it is told where the model is loaded
+    try:
+        generation: Any = GenerationConfig.from_pretrained(source, **where)
+    except OSError:
+        generation = None
+    mark_encoder_decoder(processor, found, generation)
+    return processor
+
+
+def mark_encoder_decoder(processor: Any, config: Any, generation: Any = None) -> None:
+    """Let the tokenizer of an encoder-decoder know the token that its decoder starts with."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return
+    parts = [generation, config, config.get_text_config(decoder=True)]
+    starts = [getattr(part, f"{name}_token_id", None) for name in ("decoder_start", "bos") for part in parts]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.decoder_start = next((start for start in starts if start is not None), None)
 
 
 def where_from(source: str, config: TransformersConfig) -> dict[str, Any]:

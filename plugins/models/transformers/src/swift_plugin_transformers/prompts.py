@@ -1,4 +1,5 @@
-"""Prompts with media put together to one batch for generation: padded on the left, so that all end where answers begin."""
+"""Prompts with media put together to one batch for generation: padded on the left, so that all end where answers begin; on the
+right for an encoder, whose decoder begins anew."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from swift_plugin_transformers.tensors import Layout, Place, join
 TEXT = ("input_ids", "attention_mask")
 
 
-def left_padded(
-    prompts: Sequence[Mapping[str, torch.Tensor]], pad_id: int, extras: Sequence[str], layout: Layout
-) -> dict[str, torch.Tensor]:
+def padded_prompts(
+    prompts: Sequence[Mapping[str, torch.Tensor]], pad_id: int, extras: Sequence[str], layout: Layout,
+    right: bool = False,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """What generate takes for several prompts, each as `ChatTemplate.inputs` gives it.
 
     prompts: input_ids and attention_mask [1, T] and the tensors of their media. extras, layout: see `tensors.join`.
@@ -26,8 +28,9 @@ def left_padded(
     mask = torch.zeros(size, dtype=torch.long)
     places: list[Place] = []
     for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        first = size[1] - length
-        ids[row, first:], mask[row, first:] = prompt["input_ids"][0], prompt["attention_mask"][0]
+        first = 0 if right else size[1] - length
+        own = slice(first, first + length)
+        ids[row, own], mask[row, own] = prompt["input_ids"][0], prompt["attention_mask"][0]
         places.append((row, first, length))
     media = [{key: value for key, value in prompt.items() if key not in TEXT} for prompt in prompts]
     joined = join(media, places, size, extras, layout) if any(media) else {}

@@ -175,6 +175,14 @@ def _own(tokenizer: Any) -> dict[str, str]:
     return own if isinstance(own, dict) else {"default": own} if own else {}
 
 
+def has_template(processor: Any, config: ChatTemplateConfig) -> bool:
+    """Whether there is a chat template: the checkpoint's, or one that was named."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if config.file or config.jinja or config.variant or _own(processor) or _own(tokenizer):
+        return True
+    return (Path(str(getattr(tokenizer, "name_or_path", ""))) / "chat_template.json").is_file()
+
+
 def _given(tokenizer: Any, config: ChatTemplateConfig, processor: Any = None) -> tuple[str | None, str]:
     """The Jinja text to use instead of the tokenizer's choice, and where it comes from. A processor's own template goes before
     its tokenizer's, as it does in inference."""
