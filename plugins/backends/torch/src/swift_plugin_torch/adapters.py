@@ -147,7 +147,11 @@ class Adapters:
     def unload(self, name: str) -> None:
         """Delete an adapter that was retired."""
         self.rest()
-        self.model.delete_adapter(name)
+        if list(self.model.peft_config) == [name]:  # a model of peft's does not run without any
+            base = self.model.base_model
+            self.model = base.unload() if hasattr(base, "unload") else self.model.get_base_model()
+        else:
+            self.model.delete_adapter(name)
         self.names.discard(name)
         self._leaving.discard(name)
         self._alone.discard(name)

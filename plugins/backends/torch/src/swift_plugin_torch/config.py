@@ -36,6 +36,11 @@ class TransformersEngineConfig:
     batch_size: int = option(32, "requests answered at once; others wait until one of them is finished")
     prefill_tokens: int = option(256, "tokens of prompts read in one pass, between two tokens of the answers that are running")
     prefix_mib: int = option(256, "memory for the states of earlier prompts, in MiB, used where a prompt begins alike; 0: none")
+    packed: bool = option(
+        True,
+        "on a CPU: the weights of linear layers in oneDNN's layout, which is faster; an output layer that shares its weight "
+        "with the embeddings is then in memory twice",
+    )
     processors: list[str] = option(
         [], "functions that change logits, as module:function or file.py:function: (token ids, logits [vocabulary]) -> logits"
     )

@@ -16,7 +16,7 @@ import torch
 from swift_core.errors import CapabilityError, RequestError
 from swift_core.types import Completion, ModelBundle, Request, Sample
 
-from swift_plugin_torch import heads
+from swift_plugin_torch import heads, packed
 from swift_plugin_torch.adapters import Adapters, begun_as
 from swift_plugin_torch.checks import check, load_processors
 from swift_plugin_torch.config import TransformersEngineConfig
@@ -163,10 +163,25 @@ class TransformersEngine:
         """What runs requests, made with the first of them."""
         with self._started:
             if self._runner is None or self._scheduler is None:
+                self._pack()
                 self._runner = Runner(self._adapters, self.template, self._pad(), self.config, self._processors)
                 self._runner.version = self._version
                 self._scheduler = Scheduler(self._runner, self.config.batch_size, self.config.whole)
             return self._runner, self._scheduler
+
+    def _pack(self) -> None:
+        if self.config.packed:
+            packed.pack(self.model)
+
+    @contextmanager
+    def _weights(self) -> Iterator[None]:
+        """The model's weights in their plain layout, to be changed; the caller has the model for itself."""
+        packed.unpack(self.model)
+        try:
+            yield
+        finally:
+            if self._runner is not None:
+                self._pack()
 
     def _ready(self) -> None:
         if self._closed:
@@ -239,7 +254,8 @@ class TransformersEngine:
         self._ready()
         with self._exclusive(drain=name in self._adapters.names or begun_as(folder)):
             replaced = name in self._adapters.names
-            self._adapters.load(name, folder)
+            with self._weights():
+                self._adapters.load(name, folder)
             if self._runner is not None and self._adapters.only:
                 self._runner.forget()
             elif self._runner is not None and replaced:
@@ -250,14 +266,14 @@ class TransformersEngine:
         self._adapters.retire(name)
         if self._scheduler is not None:
             self._scheduler.wait_for(lambda rows: all(row.adapter != name or row.call.cancelled for row in rows))
-        with self._exclusive():
+        with self._exclusive(), self._weights():
             self._adapters.unload(name)
             if self._runner is not None:
                 self._runner.prefixes.forget(name)
 
     def sync_weights(self, weights: Iterator[tuple[str, Any]], version: int) -> None:
         """Replace weights by name when what runs is finished; what waits is answered by the new ones."""
-        with self._exclusive(drain=True):
+        with self._exclusive(drain=True), self._weights():
             own = self.model.state_dict()
             for name, tensor in weights:
                 if name not in own:
@@ -295,4 +311,6 @@ class TransformersEngine:
             runner.forget()
             runner.reset()
         self._adapters.rest()
+        if self._adapters.model is not None:
+            packed.unpack(self._adapters.model)
         self._adapters.model = None
