@@ -1,0 +1,1 @@
+"""The trainers dpo, orpo, cpo, simpo and kto."""
