@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,3 +253,28 @@ def test_what_it_lacks(make: Callable[..., Toy]) -> None:
         with pytest.raises(CapabilityError):
             call()
     assert engine.server.starts == 0
+
+
+def test_the_likeliest_of_a_prompt(make: Callable[..., Toy]) -> None:
+    engine = make()
+    assert engine.likeliest([[1, 64, 128], [5]], 2) == [[[(0, 0.0), (1, -1 / 256)]] * 2, []]
+
+
+def test_an_adapter_is_replaced_once_the_new_one_is_there(make: Callable[..., Toy], tmp_path: Path) -> None:
+    engine = make(delay=0.02)
+    asked = Request(token_ids=[96], max_tokens=3, adapter="a")
+    engine.load_adapter("a", adapter(tmp_path / "two", 2))
+    under_way = engine.generate([replace(asked, max_tokens=20)], stream=True)
+    assert next(under_way).text == "b"
+    with pytest.raises(RequestError, match="it does not fit"):
+        engine.load_adapter("a", adapter(tmp_path / "bad", 1))
+    assert ends(engine.generate([asked]))[0].text == "bdf"  # the one before stays
+    replacing = threading.Thread(target=engine.load_adapter, args=("a", adapter(tmp_path / "three", 3)))
+    replacing.start()
+    while "three" not in str(engine.adapters["a"]):
+        time.sleep(0.01)
+    assert ends(engine.generate([asked]))[0].text == "cfi"
+    assert ends(under_way)[0].text.startswith("bdfhj")  # it is answered by the adapter that it began with
+    replacing.join(10)
+    assert not replacing.is_alive()
+    assert ends(engine.generate([asked]))[0].text == "cfi"

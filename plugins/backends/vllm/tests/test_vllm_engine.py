@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import importlib.util
 import json
+import os
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from swift_core.config import load_config
-from swift_core.errors import RequestError
+from swift_core.errors import RequestError, RunError
 from swift_core.session import Opened, Session
 from swift_core.types import Completion, Constraint, ModelFolder, Request
 from swift_plugin_openai.environments import home, mark_of
 from swift_plugin_vllm.config import VllmConfig
-from swift_plugin_vllm.engine import VllmEngine
+from swift_plugin_vllm.engine import SERVE, VllmEngine
 
+FILE = "adapter_model.safetensors"
 TEMPLATE: Any = SimpleNamespace(prompt=lambda *args, **kwargs: [1], decode=str, stop_ids=lambda: [2])
 
 
@@ -41,7 +48,7 @@ def words_after(words: list[str], name: str) -> str:
 def test_command(tmp_path: Path, python: str) -> None:
     engine = VllmEngine(ModelFolder("m", None, TEMPLATE), VllmConfig(python=python, dtype="float32", arguments=["--seed", "3"]))
     words = engine.command(1234)
-    assert words[:4] == [python, "-I", "-m", "vllm.entrypoints.openai.api_server"]
+    assert (words[:2], Path(words[2]).name) == ([python, "-I"], "serve.py")
     assert words_after(words, "--model") == str(Path("m").absolute())
     assert (words_after(words, "--dtype"), words_after(words, "--port"), words[-2:]) == ("float32", "1234", ["--seed", "3"])
     assert "--enforce-eager" in words
@@ -185,3 +192,154 @@ def test_options_reach_vllm(vllm: Opened) -> None:
     assert (len(long.token_ids), long.finish) == (60, "length")
     with pytest.raises(RequestError, match="engine vllm refused the request"):
         list(engine.generate([Request(token_ids=[5] * 2000)]))
+
+
+@pytest.mark.slow
+def test_the_likeliest_of_a_prompt(vllm: Opened, adapter: Path) -> None:
+    engine: Any = vllm.engine
+    assert vllm.template is not None
+    ids = vllm.template.prompt([{"role": "user", "content": "Who?"}])
+    (told,), (values,) = engine.likeliest([ids], 3, "tried"), engine.logprobs([ids], "tried")
+    assert [len(top) for top in told] == [3] * (len(ids) - 1)
+    assert all(top == sorted(top, key=lambda pair: -pair[1]) for top in told)
+    for token, value, top in zip(ids[1:], values, told, strict=True):
+        assert value <= top[0][1] + 1e-4
+        assert dict(top).get(token, value) == pytest.approx(value, abs=1e-4)
+
+
+def test_only_who_has_the_key_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard that stands before vLLM's calls which change weights."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    spec = importlib.util.spec_from_file_location("guard", SERVE.with_name("guard.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    async def status(path: str, **headers: str) -> int:
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        given = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await module.Guard(app)({"type": "http", "path": path, "headers": given}, None, send)
+        return int(sent[0]["status"])
+
+    for path in ("/collective_rpc", "/v1/completions", "/pause", "/health/../collective_rpc"):
+        assert asyncio.run(status(path)) == 401
+        assert asyncio.run(status(path, authorization="Bearer other")) == 401
+        assert asyncio.run(status(path, authorization="Bearer secret")) == 200
+    assert asyncio.run(status("/health")) == 200
+
+
+@pytest.fixture(scope="module")
+def moved() -> tuple[Any, list[list[int]]]:
+    """A checkpoint with other weights than the one that vLLM starts with, and its greedy tokens for what is asked."""
+    import torch
+    from swift_core.config import Component
+    from swift_core.index import build_index
+    from swift_core.models import resolve_model
+    from swift_core.registry import Registry
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve_model(Registry(build_index()), Component("smollm2-135m-instruct")).source
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "down_proj" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    said = []
+    for request in WEIGHED:
+        ids = tokenizer.apply_chat_template(
+            request.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        said.append(model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist())
+    return model.state_dict(), said
+
+
+WEIGHED = [ask("Who are you?", max_tokens=12), ask("Name a colour.", max_tokens=12)]
+
+
+def told(engine: Any) -> tuple[list[list[int]], set[int]]:
+    found = ends(engine.generate(WEIGHED))
+    return [done.token_ids for done in found], {done.weight_version for done in found}
+
+
+@pytest.mark.slow
+def test_weights_that_come_while_it_runs(moved: tuple[Any, list[list[int]]], adapter: Path) -> None:
+    if mark_of("vllm") is None:
+        pytest.skip(f"{home('vllm')} is not there: swift-core backends install vllm")
+    weights, said = moved
+    with session("vllm", "engine.dtype=float32", "engine.threads=1", "engine.max_length=512") as opened:
+        engine: Any = opened.opened().engine
+        first, versions = told(engine)
+        assert (first != said, versions) == (True, {0})
+        engine.sync_weights(iter(weights.items()), 7)
+        assert told(engine) == (said, {7})  # the trainer's model, to the token; the prompts' states before are forgotten
+        assert engine.server.starts == 1
+
+        def dying() -> Iterator[Any]:
+            yield from [(name, tensor * 0) for name, tensor in list(weights.items())[:50]]
+            raise OSError("the trainer is gone")
+
+        with pytest.raises(RunError, match="version 8 were not taken, 7 stays in service: the trainer is gone"):
+            engine.sync_weights(dying(), 8)
+        assert told(engine) == (said, {7})
+
+        real = engine.post_weights
+
+        async def rubbish(folder: Path) -> None:
+            engine.post_weights = real
+            for path in folder.glob("*.safetensors"):
+                path.write_bytes(b"rubbish")
+            await real(folder)
+
+        engine.post_weights = rubbish
+        with pytest.raises(RunError, match=r"version 9 were not taken, 7 stays in service: .*deserializing header"):
+            engine.sync_weights(iter(weights.items()), 9)
+        assert told(engine) == (said, {7})
+
+        async def killed(folder: Path) -> None:
+            engine.post_weights = real
+            for pid in engine.server.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await real(folder)
+
+        engine.post_weights = killed
+        with pytest.raises(RunError, match="version 10 were not taken, 7 stays in service"):
+            engine.sync_weights(iter([(name, tensor * 0) for name, tensor in weights.items()]), 10)
+        assert told(engine) == (said, {7})
+        assert engine.server.starts >= 2
+
+
+@pytest.mark.slow
+def test_an_adapter_whose_weights_come_while_it_runs(adapter: Path) -> None:
+    """Of a peft model: the engine is opened with the adapter, and takes its next version; the torch engine's answer to it."""
+    from safetensors.torch import load_file
+
+    if mark_of("vllm") is None:
+        pytest.skip(f"{home('vllm')} is not there: swift-core backends install vllm")
+    config = load_config(
+        [], ["engine.dtype=float32", "engine.threads=1", "engine.max_length=512"],
+        {"engine": "vllm", "model": "smollm2-135m-instruct"},
+    )  # fmt: skip
+    other = {name: tensor * -1 if "lora_B" in name else tensor for name, tensor in load_file(adapter / FILE).items()}
+    with Session(config) as opened:
+        engine: Any = opened.opened(str(adapter)).engine
+        before, versions = told(engine)
+        assert versions == {0}
+        engine.sync_weights(((name.replace(".weight", ".policy.weight"), tensor) for name, tensor in other.items()), 3)
+        after, versions = told(engine)
+        assert (after != before, versions) == (True, {3})
+        with session("transformers", "backend.precision=fp32") as ours:
+            torch_engine = ours.opened().engine
+            changed = engine.own
+            torch_engine.load_adapter("new", changed)
+            expected = ends(torch_engine.generate([replace(request, adapter="new") for request in WEIGHED]))
+            assert [done.token_ids for done in expected] == after

@@ -39,12 +39,12 @@ class Backend:
         threading.Thread(target=work, daemon=True).start()
         return stopped.set
 
-    def scores(self, ids, model):
+    def scores(self, ids, model, top):
         self.check(ids)
         with self.turn:
             self.past = []
             logits = self.forward(ids, every=True)[:-1]
-        return [float(log_softmax(row)[i]) for row, i in zip(logits, ids[1:], strict=True)]
+        return [(float(told[i]), likeliest(told, top)) for told, i in zip(map(log_softmax, logits), ids[1:], strict=True)]
 
     def load_adapter(self, name, folder):
         raise ValueError("llama.cpp takes adapters in its own form only; merge it first")
@@ -89,8 +89,8 @@ class Backend:
             if finish is None and (len(new) >= sent["max_tokens"] or len(ids) >= self.length):
                 finish = "length"
             count = sent["logprobs"]
-            top = [(int(i), float(told[i])) for i in numpy.argsort(-told, kind="stable")[:count]]
-            yield {"ids": [chosen], "logprobs": [float(told[chosen])], "top": [top] if count else [], "finish": finish}
+            top = [likeliest(told, count)] if count else []
+            yield {"ids": [chosen], "logprobs": [float(told[chosen])], "top": top, "finish": finish}
             if finish:
                 return
 
@@ -98,6 +98,11 @@ class Backend:
 def log_softmax(logits):
     shifted = logits - logits.max()
     return shifted - numpy.log(numpy.exp(shifted).sum())
+
+
+def likeliest(told, count):
+    """The `count` likeliest ids with their log-probabilities, the likeliest first."""
+    return [(int(i), float(told[i])) for i in numpy.argsort(-told, kind="stable")[:count]] if count else []
 
 
 def adjusted(logits, ids, new, sent, stops):

@@ -12,6 +12,7 @@ from swift_core.types import ModelFolder, Request
 from swift_plugin_openai.environments import python_of, read_recipe
 from swift_plugin_openai.native import Pieces, prompt_values
 from swift_plugin_openai.tokens import TokenEngine
+from swift_plugin_openai.wire import Scored
 
 from swift_plugin_lmdeploy.config import LmdeployConfig
 
@@ -70,6 +71,8 @@ class LmdeployEngine(TokenEngine):
             async for event in events:
                 yield Pieces().read(event)  # each event has its own tokens only
 
-    async def scores(self, model: str, ids: list[int]) -> list[float]:
+    async def scores(self, model: str, ids: list[int], top: int) -> list[Scored]:
         body = {"input_ids": ids, "max_tokens": 0, "return_logprob": True, "logprob_start_len": 0}
+        if top:
+            raise CapabilityError("engine lmdeploy does not tell what is likeliest in a prompt's places")
         return prompt_values(await self.client.post("/generate", body), ids)

@@ -22,7 +22,9 @@ FIRST_WAIT = 0.5  # seconds; doubled for each further try
 
 
 class Unreachable(RunError):
-    """The server did not answer, or its connection broke."""
+    """The server did not answer, or its connection broke. `sent`: whether the request may have reached it."""
+
+    sent = True
 
 
 class Refused(RequestError):
@@ -122,7 +124,9 @@ class Client:
                 response = await self._http.send(request, stream=True)
             except (httpx.HTTPError, OSError) as err:
                 if last or isinstance(err, httpx.ReadTimeout | httpx.UnsupportedProtocol):
-                    raise Unreachable(self._unreachable(err, tried + 1)) from err
+                    told = Unreachable(self._unreachable(err, tried + 1))
+                    told.sent = not isinstance(err, httpx.ConnectError)
+                    raise told from err
                 await self._sleep(self._wait(tried, None))
                 continue
             try:

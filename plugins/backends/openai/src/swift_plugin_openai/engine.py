@@ -84,7 +84,7 @@ class OpenAIEngine:
         async def score(n: int, ids: list[int]) -> AsyncIterator[tuple[int, list[float]]]:
             sent = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, **asked}
             answer = await self.client.post("/completions", sent)
-            yield n, echoed(answer["choices"][0], len(ids))
+            yield n, [logprob for logprob, _ in echoed(answer["choices"][0], ids)]
 
         found = dict(self.loop.merged([score(n, list(ids)) for n, ids in enumerate(sequences)]))
         return [found[n] for n in range(len(sequences))]

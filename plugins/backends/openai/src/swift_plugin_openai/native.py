@@ -12,6 +12,8 @@ from typing import Any
 
 from swift_core.errors import RunError
 
+from swift_plugin_openai.wire import Scored
+
 SAMPLING = {  # SGLang's names of what vLLM's body holds
     "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "temperature": "temperature", "top_p": "top_p",
     "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty", "presence_penalty": "presence_penalty",
@@ -76,12 +78,16 @@ def _constraint(kind: str, value: Any) -> dict[str, Any]:
     return {"regex": value} if kind == "regex" else {"ebnf": value}
 
 
-def prompt_values(answer: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
-    """The log-probabilities of a prompt's ids but the first, told as `input_token_logprobs`, with or without the first.
+def prompt_values(answer: Mapping[str, Any], ids: Sequence[int]) -> list[Scored]:
+    """The log-probabilities of a prompt's ids but the first, told as `input_token_logprobs`, with or without the first, and
+    the likeliest in their places where `input_top_logprobs` tells them.
 
     Raises RunError where those told are of other ids.
     """
-    told = (answer.get("meta_info") or {}).get("input_token_logprobs") or []
+    meta = answer.get("meta_info") or {}
+    told = meta.get("input_token_logprobs") or []
+    likeliest = (meta.get("input_top_logprobs") or [])[-len(ids) + 1 :]
     if [entry[1] for entry in told[-len(ids) + 1 :]] != list(ids[1:]):
         raise RunError("the server did not tell the log-probabilities of the prompt that it was sent")
-    return [float(entry[0]) for entry in told[-len(ids) + 1 :]]
+    tops = [[(int(entry[1]), float(entry[0])) for entry in place or ()] for place in likeliest] or [[]] * len(ids)
+    return [(float(entry[0]), top) for entry, top in zip(told[-len(ids) + 1 :], tops, strict=False)]

@@ -97,6 +97,11 @@ class Server:
             return ""
         return " | ".join(line.strip() for line in lines[-SHOWN:] if line.strip())
 
+    def stop(self) -> None:
+        """End it; the next request starts it again."""
+        with self._lock:
+            self._stop()
+
     def close(self) -> None:
         """End it with all that it started. Its log goes too, unless it failed."""
         with self._lock:

@@ -5,7 +5,7 @@ Dialect `openai` is what api.openai.com documents; `vllm` has what vLLM, SGLang 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,13 +175,21 @@ def _numbered(likeliest: Mapping[str, float]) -> list[tuple[int, float]]:
     return sorted(found, key=lambda pair: -pair[1]) if len(found) == len(likeliest) else []
 
 
-def echoed(choice: Mapping[str, Any], count: int) -> list[float]:
-    """The `count` - 1 log-probabilities of a prompt of `count` tokens. Raises CapabilityError where they are not told."""
+Scored = tuple[float, list[tuple[int, float]]]
+"""A log-probability, and those of the likeliest ids in the same place, the likeliest first."""
+
+
+def echoed(choice: Mapping[str, Any], ids: Sequence[int]) -> list[Scored]:
+    """Of each id of a prompt but the first, what the server tells. Raises CapabilityError where it does not."""
+    found: list[Scored] = []
     if (prompt := choice.get("prompt_logprobs")) is not None:
-        values = [None if entry is None else next(iter(entry.values()))["logprob"] for entry in prompt]
+        for token, entry in zip(ids[1:], prompt[1 : len(ids)], strict=False):
+            told = {int(key): float(value["logprob"]) for key, value in (entry or {}).items()}
+            if token in told:
+                found.append((told[token], sorted(told.items(), key=lambda pair: -pair[1])))
     else:
-        values = list((choice.get("logprobs") or {}).get("token_logprobs") or ())
-    found = values[1:count]
-    if len(found) != count - 1 or None in found:
+        values = list((choice.get("logprobs") or {}).get("token_logprobs") or ())[1 : len(ids)]
+        found = [(float(value), []) for value in values if value is not None]
+    if len(found) != len(ids) - 1:
         raise CapabilityError("the server does not tell the log-probabilities of a prompt (echo with logprobs)")
-    return [float(value) for value in found]
+    return found

@@ -4,8 +4,9 @@ BACKEND.py has `open_backend(options) -> backend`, OPTIONS is JSON. The answers 
 `/v1/completions`, for token ids alone. Imports nothing but the standard library and BACKEND.py: it runs in the library's
 environment.
 
-A backend has `submit(sent, put) -> cancel`, `scores(ids, model) -> list`, `load_adapter(name, folder)` and
-`unload_adapter(name)`. `put` takes `{"choice", "ids", "logprobs", "top", "finish"}`, an exception, or None at the end,
+A backend has `submit(sent, put) -> cancel`, `scores(ids, model, top)`, `load_adapter(name, folder)` and
+`unload_adapter(name)`. `scores` gives for each id but the first its log-probability, and `(id, log-probability)` of the `top`
+likeliest. `put` takes `{"choice", "ids", "logprobs", "top", "finish"}`, an exception, or None at the end,
 from any thread.
 """
 
@@ -51,9 +52,12 @@ class Handler(BaseHTTPRequestHandler):
             elif self.path != "/v1/completions":
                 self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
             elif sent.get("prompt_logprobs") is not None:
-                values = self.backend.scores(sent["prompt"], sent["model"])
-                told = [None, *({str(i): {"logprob": v}} for i, v in zip(sent["prompt"][1:], values, strict=True))]
-                self.reply(200, {"choices": [{"index": 0, "prompt_logprobs": told}]})
+                scored = self.backend.scores(sent["prompt"], sent["model"], sent["prompt_logprobs"])
+                told = [
+                    {str(i): {"logprob": value} for i, value in [(token, own), *top]}
+                    for token, (own, top) in zip(sent["prompt"][1:], scored, strict=True)
+                ]
+                self.reply(200, {"choices": [{"index": 0, "prompt_logprobs": [None, *told]}]})
             else:
                 self.complete(sent)
         except OSError:

@@ -50,7 +50,7 @@ class Backend:
         self.inbox.put(("add", job))
         return lambda: self.inbox.put(("cancel", job))
 
-    def scores(self, ids, model):
+    def scores(self, ids, model, top):
         """Of each id but the first, from the model as it was exported: the pipeline tells those of an answer only."""
         with self.scoring:
             if self.whole is None:
@@ -66,8 +66,14 @@ class Backend:
             self.whole.infer({name: value for name, value in given.items() if name in known})
             logits = self.whole.get_tensor("logits").data[0, :-1].astype(numpy.float64)
         logits -= logits.max(-1, keepdims=True)
-        values = numpy.take_along_axis(logits, row[0, 1:, None], -1)[:, 0] - numpy.log(numpy.exp(logits).sum(-1))
-        return values.tolist()
+        logits -= numpy.log(numpy.exp(logits).sum(-1, keepdims=True))
+        values = numpy.take_along_axis(logits, row[0, 1:, None], -1)[:, 0].tolist()
+        order = numpy.argsort(-logits, -1, kind="stable")[:, :top] if top else numpy.zeros((len(logits), 0), int)
+        told = numpy.take_along_axis(logits, order, -1)
+        return [
+            (value, list(zip(ids_, of, strict=True)))
+            for value, ids_, of in zip(values, order.tolist(), told.tolist(), strict=True)
+        ]
 
     def load_adapter(self, name, folder):
         raise ValueError("this backend has no adapters")

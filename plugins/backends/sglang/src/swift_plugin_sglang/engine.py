@@ -12,6 +12,7 @@ from swift_core.types import ModelFolder, Request
 from swift_plugin_openai.environments import python_of, read_recipe
 from swift_plugin_openai.native import Pieces, prompt_values, sampling
 from swift_plugin_openai.tokens import BASE, TokenEngine
+from swift_plugin_openai.wire import Scored
 
 from swift_plugin_sglang.config import SglangConfig
 
@@ -63,9 +64,10 @@ class SglangEngine(TokenEngine):
             async for event in events:
                 yield pieces.read(event)
 
-    async def scores(self, model: str, ids: list[int]) -> list[float]:
+    async def scores(self, model: str, ids: list[int], top: int) -> list[Scored]:
         body: dict[str, Any] = {"input_ids": ids, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
         body |= {"return_logprob": True, "logprob_start_len": 0} | ({} if model == BASE else {"lora_path": model})
+        body |= {"top_logprobs_num": top} if top else {}
         return prompt_values(await self.client.post("/generate", body), ids)
 
     async def post_adapter(self, name: str, folder: Path) -> None:

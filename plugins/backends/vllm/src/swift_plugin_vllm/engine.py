@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swift_core.errors import RequestError
+from swift_core.errors import RequestError, RunError
 from swift_core.types import ModelFolder
 from swift_plugin_openai.environments import mark_of, python_of, read_recipe
 from swift_plugin_openai.tokens import BASE, TokenEngine
 
 from swift_plugin_vllm.config import VllmConfig
 
+SERVE = Path(__file__).parent / "server" / "serve.py"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as its largest rank
 
 
@@ -18,7 +19,7 @@ class VllmEngine(TokenEngine):
     """Adapters need room that vLLM makes when it starts: for those loaded before the first request, or as options say."""
 
     name = "vllm"
-    capabilities = frozenset({"stream", "concurrent", "adapters", "constraint"})
+    capabilities = frozenset({"stream", "concurrent", "adapters", "constraint", "sync"})
 
     def __init__(self, folder: ModelFolder, config: VllmConfig) -> None:
         self.options = config
@@ -34,8 +35,8 @@ class VllmEngine(TokenEngine):
     def command(self, port: int) -> list[str]:
         options = self.options
         words = [
-            self.python, "-I", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-            "--model", str(Path(self.folder.folder).absolute()), "--served-model-name", BASE, "--dtype", options.dtype,
+            self.python, "-I", str(SERVE), "--host", "127.0.0.1", "--port", str(port), "--middleware", "guard.Guard",
+            "--model", str(self.current.absolute()), "--served-model-name", BASE, "--dtype", options.dtype,
             "--max-num-seqs", str(options.max_rows), "--generation-config", "vllm", "--enable-prompt-tokens-details",
             "--structured-outputs-config", '{"backend": "guidance"}',
         ]  # fmt: skip
@@ -51,25 +52,36 @@ class VllmEngine(TokenEngine):
         return words + options.arguments
 
     def _room(self) -> tuple[int, int]:
-        folders = [*([self.folder.adapter] if self.folder.adapter else []), *self.adapters.values()]
-        count = max(self.options.max_adapters + bool(self.folder.adapter), len(folders))
+        folders = [*([self.own] if self.own else []), *self.adapters.values()]
+        count = max(self.options.max_adapters + bool(self.own), len(folders))
         if not count:
             return 0, 0
         rank = max([self.options.max_rank, *(int(self._check_adapter(folder)["r"]) for folder in folders)])
         return count, next((known for known in RANKS if known >= rank), rank)
 
     def variables(self, key: str) -> dict[str, str]:
-        found = {"VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+        found = {
+            "VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",  # its calls that change weights; the guard asks for the key there too
+        }  # fmt: skip
         if not self.cuda:
             found |= {"VLLM_CPU_KVCACHE_SPACE": f"{self.options.cache_gb:g}"}
         if self.options.threads:
             found |= {"OMP_NUM_THREADS": str(self.options.threads)}
         return found
 
+    async def post_weights(self, folder: Path) -> None:
+        """vLLM reads the folder into the model that is loaded. Its caches hold states of the weights before."""
+        rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.absolute())}}
+        await self.client.tell("/collective_rpc", rpc)
+        answer = await self.client.post("/reset_prefix_cache", {})
+        if not answer.get("success"):
+            raise RunError("vLLM did not forget what it computed with the weights before")
+
     def load_adapter(self, name: str, folder: Path) -> None:
         rank = int(self._check_adapter(folder)["r"])
         if self.server.running:
-            others = len(self.adapters.keys() - {name}) + bool(self.folder.adapter)
+            others = len(self.adapters.keys() - {name}) + bool(self.own)
             if others >= self.room[0] or rank > self.room[1]:
                 raise RequestError(
                     f"adapter {folder} (rank {rank}) has no room: vLLM was started for {self.room[0]} adapters of rank up to "
