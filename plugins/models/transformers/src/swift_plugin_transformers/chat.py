@@ -32,6 +32,7 @@ from swift_plugin_transformers.loss_weights import (
     overlay,
     token_weights,
     trained_spans,
+    with_offsets,
 )
 from swift_plugin_transformers.markers import Markers, common_prefix, common_suffix
 from swift_plugin_transformers.media import Placed, collect
@@ -236,8 +237,8 @@ class ChatTemplate:
         if self.media is not None:
             ids, weights, media = self.media.encode(text, shown, pieces)
         else:
-            encoded, media = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True), {}
-            ids, weights = list(encoded["input_ids"]), token_weights(encoded["offset_mapping"], pieces)
+            ids, offsets = with_offsets(self.tokenizer, text)
+            weights, media = token_weights(offsets, pieces), {}
         return Sample(
             ids, weights, turns=turns, text=text, spans=trained_spans(pieces), appended=appended,
             kwargs=dict(conversation.kwargs), notes=notes, media=media,

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,12 +98,28 @@ def trained_spans(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     return found
 
 
+def with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a text without special tokens added, and where each begins and ends in it, by a fast tokenizer."""
+    own = tokenizer.backend_tokenizer
+    if own.truncation is None and own.padding is None:  # then this is all that the tokenizer's own call does
+        encoded = own.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), encoded["offset_mapping"]
+
+
 def token_weights(offsets: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> list[float]:
     """A weight for each token: that of the piece in which it begins. So a token across the start of a span is not trained,
     one across its end is; a token without characters is not."""
-    starts = [piece[0] for piece in pieces]
-    weights = []
-    for begin, finish in offsets:
-        at = bisect_right(starts, begin) - 1
-        weights.append(pieces[at][2] if finish > begin and at >= 0 and begin < pieces[at][1] else 0.0)
-    return weights
+    begins = [begin for begin, _ in offsets]
+    weights = [0.0] * len(begins)
+    if begins != sorted(begins):  # normalised text: each token for itself
+        starts = [piece[0] for piece in pieces]
+        for token, begin in enumerate(begins):
+            at = bisect_right(starts, begin) - 1
+            weights[token] = pieces[at][2] if at >= 0 and begin < pieces[at][1] else 0.0
+    else:
+        for start, end, weight in pieces:
+            first, last = bisect_left(begins, start), bisect_left(begins, end)
+            weights[first:last] = [weight] * (last - first)
+    return [weight if end > begin else 0.0 for weight, (begin, end) in zip(weights, offsets, strict=True)]
