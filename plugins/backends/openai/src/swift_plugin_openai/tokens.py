@@ -31,6 +31,14 @@ from swift_plugin_openai.wire import STRUCTURED, Answer, Scored, echoed
 BASE = "base"  # the model's name at the server; an adapter's has a number, so that its next version is another
 
 
+class Died(RunError):
+    """The process ended while it answered. `brief` is the message without what its log says, which is not for everybody."""
+
+    def __init__(self, brief: str, log: str) -> None:
+        super().__init__(f"{brief}. {log}")
+        self.brief = brief
+
+
 class TokenEngine:
     """A subclass says how its server is started (`command`, `variables`), and what its requests hold beyond `body`."""
 
@@ -206,9 +214,9 @@ class TokenEngine:
         how = await asyncio.to_thread(self.server.ended, 5.0)
         if how is None:
             return err
-        return RunError(
-            f"engine {self.name}'s process {how} while it answered; the next request starts it again. "
-            f"The end of its log, {self.server.log}: {self.server.tail()}"
+        return Died(
+            f"engine {self.name}'s process {how} while it answered; the next request starts it again",
+            f"The end of its log, {self.server.log}: {self.server.tail()}",
         )
 
     def _served(self, sent: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def failure(err: BaseException) -> ApiError:
         return err
     if isinstance(err, (RequestError, ValueError)):
         return ApiError(400, " ".join(str(err).split()) or type(err).__name__)
-    text = " ".join(str(err).split()) if isinstance(err, SwiftError) else one_line(err)
+    told = getattr(err, "brief", None) or str(err)  # an engine's log is for the server's, not for its clients
+    text = " ".join(told.split()) if isinstance(err, SwiftError) else one_line(err)
     return ApiError(503, f"the engine failed: {text}", code="engine_error")
 
 
