@@ -13,7 +13,7 @@ from pathlib import Path
 
 from swift_core.errors import RequestError, RunError
 
-OWN = ("plan.json", "config.yaml", "log.jsonl", "summary.json", "report.html", "data", "checkpoints")
+OWN = ("plan.json", "config.yaml", "log.jsonl", "summary.json", "report.html", "data", "reference", "checkpoints")
 """What a run writes, and all that `--overwrite` removes."""
 
 
