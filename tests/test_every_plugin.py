@@ -15,7 +15,7 @@ from swift_core.testing.contracts import run_walled
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
-AREAS = {"models", "tuners", "trainers", "backends", "quantizers", "evaluators", "datasets", "commands"}
+AREAS = {"models", "tuners", "trainers", "backends", "quantizers", "evaluators", "datasets", "commands", "rewards"}
 
 
 def project(folder: Path) -> dict[str, object]:

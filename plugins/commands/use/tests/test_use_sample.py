@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from swift_core.config import Component, RunConfig
-from swift_core.errors import RequestError, RunError, SwiftError
+from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
-from swift_core.session import Opened, Session
+from swift_core.session import Opened
 from swift_core.testing import CommandContract
 from swift_core.types import Completion, Record, Request
-from swift_plugin_use.judge import PROMPT, Judge, read_prompt
-from swift_plugin_use.rewards import make_reward, score_all
 from swift_plugin_use.sample import CHUNK, Sampling, sample, side_of, write_file
 
 
@@ -57,7 +51,7 @@ def record(number: int, question: str, **more: Any) -> Record:
 
 def asking(engine: Any, keep: str, margin: float = 0.0, count: int = 4, seed: int = 0) -> Sampling:
     request = Request(temperature=1.0, seed=seed)
-    return Sampling(Opened("counting", engine), request, count, {"length": length}, [2.0], keep, margin)
+    return Sampling(Opened("counting", engine), request, count, [("length", 2.0, length)], keep, margin)
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -116,138 +110,6 @@ def test_a_killed_call_ends_with_the_same_file(tmp_path: Path, keep: str) -> Non
     assert counts["resumed"] > CHUNK
     assert output.read_bytes() == whole.read_bytes()
     assert side_of(output).read_bytes() == side_of(whole).read_bytes()
-
-
-# --- rewards ----------------------------------------------------------------------------------------------------------
-
-
-def opened(spec: str, prompt: str = PROMPT, model: Path | None = None) -> Any:
-    config = RunConfig(model=Component(str(model)) if model else Component())
-    with ExitStack() as stack:
-        return make_reward(stack.enter_context(Session(config, EventSink())), spec, stack, prompt, None)
-
-
-def test_a_metric_scores_against_the_rows_own_answer() -> None:
-    reward = opened("metric:length")
-    row = record(0, "q").row
-    assert reward(["xx", ""], [row, row]) == [1.0, 0.0]
-    with pytest.raises(ValueError, match="reward metric:length: the row has no answer of its own to compare with"):
-        reward(["xx"], [{"messages": row["messages"][:1]}])
-
-
-FUNCTIONS = """
-def good(completions, rows):
-    return [len(said) + len(row["messages"]) for said, row in zip(completions, rows)]
-
-def bad(completions, rows):
-    return [float("nan")]
-
-def broken(completions, rows):
-    raise ValueError("x")
-"""
-
-
-def test_a_function_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(FUNCTIONS)
-    row = record(0, "q").row
-    found = score_all({"f": opened(f"{file}:good"), "g": length}, [1.0, 10.0], ["abc", ""], row)
-    assert found == [{"f": 5.0, "g": 3.0, "score": 35.0}, {"f": 2.0, "g": 0.0, "score": 2.0}]
-    with pytest.raises(RunError, match="reward f: a score must be a finite number, not nan"):
-        score_all({"f": opened(f"{file}:bad")}, [1.0], ["abc"], row)
-    with pytest.raises(RunError, match="reward f: 1 scores for 2 answers"):
-        score_all({"f": opened(f"{file}:bad")}, [1.0], ["abc", "d"], row)
-    with pytest.raises(RunError, match=r"mine\.py:broken: ValueError: x"):
-        score_all({"f": opened(f"{file}:broken")}, [1.0], ["abc"], row)
-    for spec, text in (
-        (f"{file}:none", "has no function 'none'"),
-        (f"{file}x.py:f", "no file"),
-        ("nothing", "expected metric:NAME"),
-        (f"judge:{tmp_path}", "speaks to a server"),
-    ):
-        with pytest.raises(SwiftError, match=text):
-            opened(spec)
-
-
-def test_a_reward_model_scores_the_whole_talk(tiny_folder: Path, tmp_path: Path) -> None:
-    """The same number as the library's own classifier gives for the rendered talk."""
-    import torch
-    from swift_plugin_transformers.testing import make_tokenizer
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
-    config = LlamaConfig(**shape, **tokens, num_key_value_heads=2, num_labels=1)
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    rows = [record(0, "q").row]
-    with ExitStack() as stack:
-        session = stack.enter_context(Session(RunConfig(model=Component(str(tiny_folder))), EventSink()))
-        (score,) = make_reward(session, str(tmp_path / "reward"), stack, PROMPT, None)(["said"], rows)
-    talk = [rows[0]["messages"][0], {"role": "assistant", "content": "said"}]
-    ids = tokenizer(tokenizer.apply_chat_template(talk, tokenize=False), add_special_tokens=False)["input_ids"]
-    with torch.inference_mode():
-        assert score == pytest.approx(float(model(torch.tensor([ids])).logits[0, 0]), abs=1e-5)
-    with pytest.raises(SwiftError, match="gives no score"):
-        opened(str(tiny_folder), model=tiny_folder)
-
-
-class Rater:
-    """An engine that says how long the answer in its prompt is."""
-
-    def generate(self, requests: Sequence[Request], stream: bool = False) -> Iterator[Completion]:
-        for index, request in enumerate(requests):
-            asked = (request.messages or [{}])[0]["content"]
-            said = asked.rpartition("[Answer to rate]\n")[2].strip()
-            yield Completion(index, f"Because 5 is 5.\nRating: {len(said)}" if said != "none" else "I cannot.", [1])
-
-
-def test_a_judge_is_asked_with_question_reference_and_answer(tmp_path: Path) -> None:
-    judge = Judge(Rater(), PROMPT, "here")
-    row = record(0, "what {answer} is it?").row
-    assert judge(["abc", "x"], [row, row]) == [3.0, 1.0]
-    with pytest.raises(ValueError, match=r"the judge here gave no number: 'I cannot\.'"):
-        judge(["none"], [row])
-    file = tmp_path / "prompt.txt"
-    file.write_text("Rate it.")
-    with pytest.raises(RequestError, match=r"nowhere says \{answer\}"):
-        read_prompt(str(file))
-
-
-def test_a_judge_behind_an_address(tmp_path: Path) -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None: ...
-
-        def _send(self, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def do_GET(self) -> None:
-            self._send({"object": "list", "data": [{"id": "judge", "object": "model"}]})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            said = body["messages"][0]["content"].rpartition("[Answer to rate]\n")[2].strip()
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"Rating: {len(said)}"}}
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            self._send({"id": "x", "object": "chat.completion", "model": "judge", "choices": [choice], "usage": usage})
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with ExitStack() as stack:
-            session = stack.enter_context(Session(RunConfig(), EventSink()))
-            judge = make_reward(session, f"judge:http://127.0.0.1:{server.server_port}/v1", stack, PROMPT, None)
-            assert judge(["four", "x"], [record(0, "q").row] * 2) == [4.0, 1.0]
-    finally:
-        server.shutdown()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

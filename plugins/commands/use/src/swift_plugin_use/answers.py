@@ -15,23 +15,13 @@ from swift_core.errors import RequestError, RunError
 from swift_core.events import EventSink
 from swift_core.source import asked_media
 from swift_core.types import Completion, Engine, Record, Request
+from swift_plugin_rewards.asking import completions, split_reference
 
 from swift_plugin_use.begun import begin, finish
 from swift_plugin_use.predictions import predict_chunk
 
 CHUNK = 32  # rows that are asked together
 Rows = list[dict[str, Any]]
-
-
-def split_reference(row: types.Row) -> tuple[list[types.Row], str | None]:
-    """The messages to answer, and the answer that the row already holds, if its last message is one."""
-    messages = row["messages"]
-    if messages and messages[-1]["role"] == "assistant":
-        content = messages[-1].get("content")
-        if isinstance(content, list) and all(part.get("type") == "text" for part in content):
-            content = "".join(part["text"] for part in content)
-        return messages[:-1], content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return messages, None
 
 
 def named(media: dict[str, list[Any]]) -> dict[str, list[str]]:
@@ -85,22 +75,6 @@ def answer_chunk(engine: Engine, records: list[Record], first: int, template: Re
         message = message_from(found, request, writer) if found.message or request.tools else {}
         row |= {key: message[key] for key in ("reasoning_content", "tool_calls") if message.get(key)}
     return rows
-
-
-def completions(engine: Engine, requests: list[Request]) -> list[Completion | str]:
-    """A completion for each request, or why there is none: where one of them fails, they are asked one by one."""
-    results: list[Completion | str] = ["the engine gave no answer"] * len(requests)
-    try:
-        for completion in engine.generate(requests) if requests else ():
-            results[completion.index] = completion
-    except (ValueError, RequestError):
-        for index, request in enumerate(requests):
-            try:
-                for completion in engine.generate([request]):
-                    results[index] = replace(completion, index=index)
-            except (ValueError, RequestError) as err:
-                results[index] = str(err)
-    return results
 
 
 def message_from(found: Completion, request: Request, writer: Any) -> types.Row:

@@ -15,15 +15,15 @@ from swift_core.cli.common import ARGUMENTS, DATASET, JSON, MODEL, TRUST, config
 from swift_core.errors import RequestError, RunError
 from swift_core.events import console_events
 from swift_core.session import Opened, Session
-from swift_core.types import Record, Request, Reward, Row
+from swift_core.types import Record, Request, Row
+from swift_plugin_rewards.answer import Answer
+from swift_plugin_rewards.make import FORMS, Rewards, make_rewards, score
 
 from swift_plugin_use.answers import completions, message_from, request_of
 from swift_plugin_use.begun import begin, finish
 from swift_plugin_use.infer import model_of
-from swift_plugin_use.judge import read_prompt
 from swift_plugin_use.options import ADAPTER, ENGINE, sampling, take_request
 from swift_plugin_use.records import read_records
-from swift_plugin_use.rewards import FORMS, make_reward, score_all
 
 KEPT = ("tools", "images", "videos", "audios", "chat_template_kwargs")  # of a row, besides its messages
 CHUNK = 8  # rows that are asked together
@@ -60,11 +60,16 @@ def sample(
         raise RequestError("--keep pairs needs --n 2 or more")
     if count > 1 and not request.temperature:
         raise RequestError(f"--temperature 0 gives the same answer {count} times; give another, or --n 1")
-    prompt = read_prompt(judge_prompt)
+    specs = [reward_of(spec, judge_prompt, judge_model) for spec in rewards]
     config = config_of(arguments, needs_data=True, **flags)
     with ExitStack() as stack:
         session = stack.enter_context(Session(config, console_events()))
-        made = {spec: make_reward(session, spec, stack, prompt, judge_model) for spec in rewards}
+        made = [
+            (name, weight, reward)
+            for (name, _, reward), weight in zip(
+                make_rewards(session.part, specs, stack, config), weights or [1.0] * len(specs), strict=True
+            )
+        ]
         opened = session.opened(adapter)
         if "predict" in opened.engine.capabilities:
             raise RequestError(f"model {opened.name} does not generate text: it has a head; use swift-core infer")
@@ -73,11 +78,11 @@ def sample(
         job |= {
             "rewards": list(zip(rewards, weights or [1.0] * len(rewards), strict=True)),
             "keep": [keep, margin],
-            "judge": prompt,
+            "judge": Path(judge_prompt).expanduser().read_text(encoding="utf-8") if judge_prompt else None,
         }
         job["rows"] = [record.row for record in records]
         request = replace(request, seed=config.seed)
-        asking = Sampling(opened, request, count, made, list(weights) or [1.0] * len(made), keep, margin)
+        asking = Sampling(opened, request, count, made, keep, margin)
         counts = write_file(asking, records, Path(output), job, session.events)
     if as_json:
         print_json({"output": output, **counts})
@@ -87,20 +92,19 @@ def sample(
     click.echo(", ".join([f"{counts['kept']} rows kept of {counts['rows']}", *lost]) + f"{where}: {output}")
 
 
+def reward_of(spec: str, judge_prompt: str | None, judge_model: str | None) -> Any:
+    """`--reward` as `make_rewards` takes it, with what the other options say of a judge."""
+    if not spec.startswith("judge:"):
+        return spec
+    given = {"prompt": judge_prompt, "model": judge_model}
+    return {"name": spec, **{key: value for key, value in given.items() if value is not None}}
+
+
 class Sampling:
     """How rows are answered and scored, and which answers are kept."""
 
-    def __init__(
-        self,
-        opened: Opened,
-        request: Request,
-        count: int,
-        rewards: dict[str, Reward],
-        weights: list[float],
-        keep: str,
-        margin: float,
-    ) -> None:
-        self.opened, self.request, self.count, self.rewards, self.weights = opened, request, count, rewards, weights
+    def __init__(self, opened: Opened, request: Request, count: int, rewards: Rewards, keep: str, margin: float) -> None:
+        self.opened, self.request, self.count, self.rewards = opened, request, count, rewards
         self.keep, self.margin = keep, margin
 
     def rows(self, records: list[Record], first: int) -> Iterator[tuple[int, list[Row], dict[str, Any] | None]]:
@@ -133,8 +137,11 @@ class Sampling:
             return [], {"error": errors[0]}
         answers = [message_from(each, request, self.opened.template) for each, request in zip(found, asked, strict=True)]
         try:
-            said = [answer.get("content") or each.text for answer, each in zip(answers, found, strict=True)]
-            scores = score_all(self.rewards, self.weights, said, record.row)
+            said = [
+                Answer(answer.get("content") or each.text, each.text, each.token_ids, each.finish, answer)
+                for answer, each in zip(answers, found, strict=True)
+            ]
+            scores = score(self.rewards, said, [record.row] * len(said))
         except ValueError as err:
             return [], {"error": str(err)}
         base = {"row": number, "where": record.where, **{key: record.row[key] for key in KEPT if record.row.get(key)}}
