@@ -17,6 +17,7 @@ from swift_core.events import console_events
 from swift_core.session import Opened, Session
 from swift_core.types import Record, Request, Row
 from swift_plugin_rewards.answer import Answer
+from swift_plugin_rewards.judge import read_prompt
 from swift_plugin_rewards.make import FORMS, Rewards, make_rewards, score
 
 from swift_plugin_use.answers import completions, message_from, request_of
@@ -78,7 +79,7 @@ def sample(
         job |= {
             "rewards": list(zip(rewards, weights or [1.0] * len(rewards), strict=True)),
             "keep": [keep, margin],
-            "judge": Path(judge_prompt).expanduser().read_text(encoding="utf-8") if judge_prompt else None,
+            "judge": read_prompt(judge_prompt),
         }
         job["rows"] = [record.row for record in records]
         request = replace(request, seed=config.seed)
