@@ -107,6 +107,7 @@ class GrpoConfig(RolloutConfig):
     updates: int = option(1, "passes over the answers of a step")
     minibatches: int = option(1, "optimizer steps of each pass; each takes whole groups")
     advantage: Advantage = option("group", "what an answer's reward is compared with")
+    whiten: bool = option(False, "advantages of a step to mean 0 and spread 1")
     loss: Loss = option("grpo", "how the policy's ratio is bounded, and what the sum is divided by")
     ratio: Ratio = option(
         "token", "of tokens; sequence, sequence_token: GSPO's mean over an answer; answer: its product, as RLOO's"
@@ -118,6 +119,7 @@ class GrpoConfig(RolloutConfig):
     delta: float | None = option(None, "two-sided clipping: the largest ratio where the advantage is negative; null is off")
     kl: float = option(0.0, "weight of the divergence from the reference")
     kl_in: Literal["loss", "reward"] = option("loss", "where it stands: in the loss (k3), or taken from rewards (k1)")
+    kl_unbiased: bool = option(True, "weigh the divergence in the loss by the ratio, which makes its gradient unbiased")
     tau_positive: float = option(1.0, "sapo: temperature of the gate where the advantage is positive")
     tau_negative: float = option(1.05, "sapo: and where it is not")
     overlong: Literal["keep", "filter"] = option("keep", "filter: answers cut at max_tokens are left out of the loss")

@@ -37,6 +37,7 @@ class Rollout:
     turns: int = 0
     reward: float | None = None  # sum of an environment's rewards
     prompt_tokens: int = 0
+    last_ids: list[int] = field(default_factory=list)  # of the last answer
 
     @property
     def length(self) -> int:
@@ -215,4 +216,5 @@ def add(rollout: Rollout, answer: Completion, version: int) -> None:
     rollout.own += [True] * len(answer.token_ids)
     rollout.logprobs += answer.logprobs
     rollout.text, rollout.finish, rollout.version = answer.text, answer.finish or "", version
+    rollout.last_ids = list(answer.token_ids)
     rollout.turns += 1
