@@ -117,7 +117,7 @@ class TransformersEngine:
             if kinds(request) or runner.slots is None or not self._adapters.joinable(request.adapter):
                 inputs = media_inputs(self.template, request)
         if inputs is not None:
-            ids = inputs["input_ids"][0].tolist()
+            ids = inputs["input_ids" if "input_ids" in inputs else "decoder_input_ids"][0].tolist()
         if not ids:
             raise RequestError("the prompt is empty: there is no token to continue")
         request = self._fitted(request, len(ids), config)

@@ -159,8 +159,9 @@ class Runner:
             ),
             self.adapters.model.device, self.adapters.model.dtype,
         )  # fmt: skip
-        for row, count in zip(rows, inputs["attention_mask"].sum(1).tolist(), strict=True):
-            row.prompt.tokens = count
+        if "decoder_input_ids" not in inputs:
+            for row, count in zip(rows, inputs["attention_mask"].sum(1).tolist(), strict=True):
+                row.prompt.tokens = count
 
         def step(logits: torch.Tensor) -> list[int | None]:
             alive = [n for n, row in enumerate(rows) if row.finish is None and not row.call.cancelled]
@@ -190,3 +191,5 @@ class Runner:
         self.adapters.rest()
         if self.slots is not None and self.slots.bytes() > KEEP:
             self.slots.free()
+        if same and "decoder_input_ids" in (one.prompt.inputs or {}):  # its prompts are not padded
+            same = len(one.prompt.ids) == len(other.prompt.ids)

@@ -90,7 +90,7 @@ def build_media(architecture: Architecture, folder: Path) -> Any:
 def refuses(model: Any, processor: Any, architecture: Architecture) -> str | None:
     """Why a model does not take what its processor makes of a row; None where it does."""
     cast_media(model)  # as a loaded one does
-    mark_encoder_decoder(processor, model.config, model.generation_config)
+    mark_encoder_decoder(processor, model.config, model.generation_config, type(model).__name__)
     try:
         template: Any = swift_make_template("checkpoint", processor, template_options(architecture.model_type))
         batch = template.collate(template.encode(media_rows(medium(processor, architecture.kind))[0]))

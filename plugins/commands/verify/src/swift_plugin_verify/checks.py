@@ -240,8 +240,9 @@ def decoded(bundle: ModelBundle, inputs: dict[str, torch.Tensor], made: list[int
     """Each token that an encoder-decoder made is the likeliest, in one pass without a cache, after those before it."""
     template: Any = bundle.template
     with torch.no_grad():
-        given = torch.tensor([[template.tokenizer.decoder_start, *made[:-1]]])
-        found = bundle.model(**inputs, decoder_input_ids=given, use_cache=False).logits[0].float()
+        begun = inputs.pop("decoder_input_ids", torch.tensor([[template.tokenizer.decoder_start]]))
+        given = torch.cat([begun, torch.tensor([made[:-1]], dtype=torch.long)], 1)
+        found = bundle.model(**inputs, decoder_input_ids=given, use_cache=False).logits[0, begun.shape[1] - 1 :].float()
     for at, token in enumerate(made):
         close = float(found[at].max() - found[at, token])
         if close > 1e-3:

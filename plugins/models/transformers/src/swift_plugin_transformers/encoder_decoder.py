@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from swift_core.errors import RequestError
 from swift_core.types import Batch, Row, Sample
 
@@ -25,11 +26,11 @@ from swift_plugin_transformers.loss_weights import (
     token_weights,
     trained_spans,
 )
-from swift_plugin_transformers.media import Placed, collect
+from swift_plugin_transformers.media import KINDS, Placed, collect, frozen
 from swift_plugin_transformers.plain import PlainTemplate
 from swift_plugin_transformers.prompts import padded_prompts
 from swift_plugin_transformers.rendering import Conversation, has_template
-from swift_plugin_transformers.tensors import Layout
+from swift_plugin_transformers.tensors import Layout, padded
 from swift_plugin_transformers.turns import find_turn
 
 BEFORE = "nothing stands before the answer: an encoder-decoder reads a prompt, and answers it"
@@ -65,6 +66,13 @@ class Answers:
         self, source: str, shown: Placed, answer: tuple[list[int], list[float]], special: bool, said: str, **more: Any
     ) -> Sample:
         """A sample of a prompt's text with its media, and an answer's ids and weights. `said` is the answer's text."""
+        if not self.reads_text:
+            self.media.seen(shown)
+            given = self.prefix(source)
+            return Sample(
+                [*given, *answer[0]], [0.0] * len(given) + answer[1], text=source + said,
+                media={KINDS[kind]: [reference] for kind, reference in shown}, label={"encoder": 0, "characters": 0}, **more,
+            )  # fmt: skip
         if self.media is not None:
             ids, _, media = self.media.encode(source, shown, [])
         else:
@@ -76,9 +84,22 @@ class Answers:
             media=media, label={"encoder": len(ids), "characters": len(source)}, **more,
         )  # fmt: skip
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the encoder takes text. Else a prompt's text is what the decoder begins with, as Donut's is."""
+        return self.media is None or self.tokenizer.encoder_reads_text
+
+    def prefix(self, text: str) -> list[int]:
+        """What the decoder begins with where a prompt's text is not the encoder's."""
+        return [self.tokenizer.decoder_start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
     def alone(self, ids: Sequence[int]) -> Sample:
         """Ids of which nobody says what is prompt and what answer: the encoder reads them, and the decoder writes them, the
-        first one aside, for the token that it starts with stands there."""
+        first one aside, for the token that it starts with stands there. An encoder that takes no text sees a grey picture."""
+        if not self.reads_text:
+            media = {"images": [blank()]} if "image" in self.media.kinds else {"audios": [silence(self.media.rate)]}
+            answer = [self.tokenizer.decoder_start, *ids[1:]]
+            return Sample(answer, [0.0] + [1.0] * len(ids[1:]), media=media, label={"encoder": 0, "characters": 0})
         label = {"encoder": len(ids), "characters": 0}
         return Sample([*ids, self.tokenizer.decoder_start, *ids[1:]], [0.0] * len(ids) + [1.0] * len(ids), label=label)
 
@@ -96,14 +117,26 @@ class Answers:
     def collate(self, samples: Sequence[Sample]) -> Batch:
         pad = self.tokenizer.pad_token_id or 0
         sources, answers = zip(*map(self.split, samples), strict=True)
-        read = collate(sources, pad) if self.media is None else self.media.collate(sources, pad)
         made = collate(answers, pad)
         decoder = {f"decoder_{name}": tensor for name, tensor in made.inputs.items()}
+        if not self.reads_text:
+            seen = together([self.media.seen(placed_of(sample), sample.where) for sample in samples])
+            found = {**seen, **decoder}
+            return Batch(found, made.labels, made.weights, made.rows, made.weight, made.tokens, made.trained_tokens)
+        read = collate(sources, pad) if self.media is None else self.media.collate(sources, pad)
         tokens = read.tokens + made.tokens
         return Batch({**read.inputs, **decoder}, made.labels, made.weights, made.rows, made.weight, tokens, made.trained_tokens)
 
+    def read(self, text: str, placed: Sequence[Placed]) -> dict[str, Any]:
+        """What generate takes where the encoder takes no text."""
+        seen = self.media.seen([medium for found in placed for medium in found])
+        return {**seen, "decoder_input_ids": torch.tensor([self.prefix(text)])}
+
     def batch(self, prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Several prompts as `inputs` gives them, padded on the right, as an encoder reads them in training."""
+        """Several prompts as `inputs` gives them, padded on the right, as an encoder reads them in training. Where the decoder
+        begins with their text it must be of one length."""
+        if not self.reads_text:
+            return together(prompts)
         extras, layout = (self.media.extras, self.media.layout) if self.media else ((), Layout())
         return padded_prompts(prompts, self.tokenizer.pad_token_id or 0, extras, layout, right=True)
 
@@ -111,11 +144,39 @@ class Answers:
         return None
 
 
+def together(found: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Tensors of several texts one below the other, padded with zeros where their sizes differ."""
+    return {key: torch.cat(padded([tensors[key] for tensors in found])) for key in found[0]}
+
+
+def placed_of(sample: Sample) -> Placed:
+    return [(kind, reference) for kind, key in KINDS.items() for reference in sample.media.get(key, ())]
+
+
+def blank() -> Any:
+    from PIL import Image
+
+    return frozen(Image.new("RGB", (96, 64), (90, 120, 30)), "image")
+
+
+def silence(rate: int) -> Any:
+    return frozen({"array": [0.1, -0.1] * rate, "sampling_rate": rate}, "audio")
+
+
 class ChatAnswers(Answers, ChatTemplate):
     """With a chat template: the prompt is the rendering up to where the answer begins, which ends as its turn does."""
 
     def fingerprint(self) -> str:
         return f"{super().fingerprint()}-{self.tokenizer.decoder_start}"
+
+    def inputs(
+        self, messages: list[Row], media: dict[str, list[Any]] | None = None, tools: list[Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """See `ChatTemplate.inputs`; with decoder_input_ids [1, T] where the encoder takes no text."""
+        if self.reads_text:
+            return super().inputs(messages, media, tools, **kwargs)
+        shown, placed = self.collect({"messages": messages, **(media or {})})
+        return self.read(self.prompt_text(shown, tools, **kwargs), placed)
 
     def _encode(self, conversation: Conversation, trained: list[int], media: list[Placed]) -> list[Sample]:
         messages, facts = conversation.messages, self.facts(conversation.tools, conversation.kwargs)
@@ -148,6 +209,18 @@ class PlainAnswers(Answers, PlainTemplate):
 
     def joined(self, messages: Sequence[Row]) -> str:
         return "\n".join(map(self._text, messages))
+
+    def _placeholder(self, kind: str | None) -> str:
+        return super()._placeholder(kind) if self.reads_text else ""
+
+    def inputs(
+        self, messages: list[Row], media: dict[str, list[Any]] | None = None, tools: list[Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """See `ChatAnswers.inputs`."""
+        if self.reads_text:
+            return super().inputs(messages, media, tools, **kwargs)
+        shown, placed = self.media.collect({"messages": messages, **(media or {})})
+        return self.read(self.joined(shown), placed)
 
     def encode(self, row: Row) -> list[Sample]:
         """A sample for each trained answer. Raises ValueError with the reason to refuse the row."""

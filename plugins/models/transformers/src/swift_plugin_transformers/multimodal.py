@@ -32,6 +32,7 @@ NAMED = re.compile(r"image|video|audio|vision|boi|boa|bov|img")  # attributes of
 SHAPED = re.compile(r"<\|?(?:image|video|audio)(?:_\d+)?\|?>|\[IMG\]")
 TRIES = 8  # sizes tried to keep a medium within `max_tokens`
 FLAT = {"GotOcr2Processor", "IdeficsProcessor"}  # those that read a list in a list as pages of one picture, or set it last
+PLACES_ITSELF = {"Florence2Processor"}  # those that put the place of a picture into the text themselves
 VIDEOS_AS_IMAGES = {"InstructBlipVideoProcessor"}  # those that take their videos by the name `images`
 TOLD = {  # what some processors must be told, to leave the end of the text alone or to say all that the model needs
     "ChameleonProcessor": {"return_for_text_completion": True},
@@ -182,11 +183,13 @@ class Multimodal:
         bos = self.tokenizer.bos_token
         return bos is None or not text.startswith(bos)
 
-    def call(self, text: str, media: Decoded, processor: Any = None, **more: Any) -> dict[str, Any]:
-        """What the processor makes of one text: tensors, with a first dimension of 1 where it counts texts."""
+    def call(self, text: str | None, media: Decoded, processor: Any = None, **more: Any) -> dict[str, Any]:
+        """What the processor makes of one text, or of media alone: tensors, with a first dimension of 1 where it counts
+        texts."""
         name = type(self.processor).__name__
-        arguments: dict[str, Any] = {**TOLD.get(name, {}), **self.options.processor, **more, "text": [text]}
-        if not self._adds(text):
+        arguments: dict[str, Any] = {**TOLD.get(name, {}), **self.options.processor, **more}
+        arguments |= {} if text is None else {"text": [text]}
+        if text is not None and not self._adds(text):
             arguments["add_special_tokens"] = False
         if media.images:
             arguments["images"] = media.images if name in FLAT else [media.images]
@@ -231,6 +234,8 @@ class Multimodal:
         except Exception as err:
             raise _refusal(err) from err
         self.tells = bool(self.tells)
+        if not pieces:  # nothing of it is trained: which token comes from which character does not matter
+            return Made(_ids(out), [0.0] * len(_ids(out)), [("?", 0)])
         plain = self.tokens(text, offsets=True)
         offsets, spots = plain["offset_mapping"], [found.span() for found in self.placeholders.finditer(text)]
         marks = [any(begin < stop and end > start for start, stop in spots) for begin, end in offsets]
@@ -346,6 +351,20 @@ class Multimodal:
         tokens = torch.tensor([ids])
         joined = join([found], [(0, 0, len(ids))], (1, len(ids)), self.extras, self.layout) if found or self.extras else {}
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **joined}
+
+    def seen(self, placed: Placed, where: str = "", processor: Any = None) -> dict[str, torch.Tensor]:
+        """Tensors of the one medium that a model reads whose encoder takes no text. Raises ValueError, MediaError, and RunError
+        naming the row `where` a file is not what it was."""
+        if len(placed) != 1:
+            kinds = " or ".join(sorted(self.kinds))
+            raise ValueError(f"this model's encoder reads one {kinds} and no text, and the prompt has {len(placed)} of them")
+        try:
+            out = self.call(None, decode(placed, self.rate, self.options), processor or self._own())
+        except MediaError as err:
+            if where:
+                raise RunError(f"{where}: {err}; it could be read when the row was prepared") from err
+            raise
+        return tensors_of({key: value for key, value in out.items() if key not in ("input_ids", "labels")})
 
     # --- what is learnt by trying ---------------------------------------------------------------------------------
 

@@ -134,13 +134,14 @@ def _part_by_name(name: str) -> str | None:
 
 
 def _part_by_input(module: Any, name: str, child: Any) -> str | None:
-    """By what a tower takes; a nameless `encoder` beside a language model encodes sound where the model hears."""
-    kinds = {"pixel_values": "vision", "input_features": "audio", "input_values": "audio"}
+    """By what a tower takes; a nameless `encoder` beside a language model encodes sound where the model hears. That of an
+    encoder-decoder may read pictures or sound in place of text."""
+    kinds = {"pixel_values": "vision", "flattened_patches": "vision", "input_features": "audio", "input_values": "audio"}
     inputs = getattr(child, "main_input_name", None) if isinstance(child, nn.Module) else None
     if name == "encoder" and hasattr(module, "language_model"):
         hears = any(key.startswith("audio") for key in vars(getattr(module, "config", object)))
         return kinds.get(str(inputs), "audio" if hears else "vision")
-    return None
+    return kinds.get(str(inputs)) if name == "encoder" and hasattr(module, "decoder") else None
 
 
 def _inner_projectors(tower: Any, prefix: str, found: dict[str, list[str]]) -> None:

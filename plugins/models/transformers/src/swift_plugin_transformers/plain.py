@@ -16,7 +16,7 @@ from swift_plugin_transformers.collation import collate, pack
 from swift_plugin_transformers.config import PlainTemplateConfig
 from swift_plugin_transformers.loss_weights import Piece, message_weight, token_weights, trained_spans
 from swift_plugin_transformers.media import Placed, collect, part_kind
-from swift_plugin_transformers.multimodal import Multimodal, open_media
+from swift_plugin_transformers.multimodal import PLACES_ITSELF, Multimodal, open_media
 
 
 class PlainTemplate:
@@ -83,6 +83,8 @@ class PlainTemplate:
 
     def _placeholder(self, kind: str | None) -> str:
         """What the processor expands: the marker that begins a picture, where it has one of its own for that."""
+        if type(self.processor).__name__ in PLACES_ITSELF:
+            return ""
         names = ("boi_token", "image_token") if kind == "image" else ("boa_token", "audio_token") if kind == "audio" else ()
         for name in (*names, f"{kind}_token"):
             if isinstance(found := getattr(self.processor, name, None), str):

@@ -59,14 +59,17 @@ def _with_start(processor: Any, source: str, config: TransformersConfig, where: 
     return processor
 
 
-def mark_encoder_decoder(processor: Any, config: Any, generation: Any = None) -> None:
-    """Let the tokenizer of an encoder-decoder know the token that its decoder starts with."""
+def mark_encoder_decoder(processor: Any, config: Any, generation: Any = None, name: str | None = None) -> None:
+    """Let the tokenizer of an encoder-decoder know the token that its decoder starts with, and whether its encoder takes text.
+    name: of its class, by default the configuration's."""
     if not getattr(config, "is_encoder_decoder", False):
         return
     parts = [generation, config, config.get_text_config(decoder=True)]
     starts = [getattr(part, f"{name}_token_id", None) for name in ("decoder_start", "bos") for part in parts]
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.decoder_start = next((start for start in starts if start is not None), None)
+    kind = getattr(transformers, name or next(iter(config.architectures or ()), ""), None)
+    tokenizer.encoder_reads_text = getattr(kind, "main_input_name", "input_ids") == "input_ids"
 
 
 def where_from(source: str, config: TransformersConfig) -> dict[str, Any]:
