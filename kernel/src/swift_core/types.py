@@ -511,6 +511,8 @@ class Completion:
     choice: int = 0  # which of the request's `n`
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # of each token id, the likeliest first
     cached_tokens: int = 0  # of the prompt, taken from an earlier request
+    drafted: int = 0  # tokens that were guessed and checked on the way; told with `finish`
+    accepted: int = 0  # of them, those that were right
     message: Row | None = None  # of an engine that speaks to a server: the answer as told there, reasoning and tool calls apart
 
 
@@ -534,6 +536,7 @@ class Engine(Protocol):
 
     stream: pieces while an answer grows. concurrent: `generate` may be called from several threads, whose requests share
     steps; closing the iterator that it returned cancels its requests. constraint, adapters, embed, score, media: as named.
+    An engine may have `likeliest(sequences, count, adapter)`: as `logprobs`, of the `count` likeliest ids in each place.
     """
 
     capabilities: frozenset[str]  # of: stream concurrent constraint adapters embed score sync sleep media predict

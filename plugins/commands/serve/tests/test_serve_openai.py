@@ -133,7 +133,7 @@ def test_completions(client: OpenAI, plain: httpx.Client, greedy: Any) -> None:
     assert told is not None
     assert told.token_logprobs == pytest.approx(scores, abs=1e-3)
     assert told.text_offset == [sum(map(len, told.tokens[:n])) for n in range(len(new))]
-    assert all(len(top) <= 2 for top in told.top_logprobs or ())
+    assert all(len(top) <= 3 for top in told.top_logprobs or ()), "the two likeliest, and the one that was drawn"
     several = client.completions.create(model="tiny", prompt=["One two", "Three"], temperature=0, max_tokens=6, n=2)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
     assert several.choices[0].text == several.choices[1].text == text.choices[0].text
@@ -158,6 +158,49 @@ def test_a_prompt_is_scored(client: OpenAI, plain: httpx.Client, greedy: Any) ->
         model="tiny", prompt="One", max_tokens=5, n=1, best_of=4, seed=1, temperature=1, logprobs=0
     )
     assert len(best.choices) == 1
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_what_is_likeliest_in_a_prompt(client: OpenAI, plain: httpx.Client, sharp_folder: Path, count: int) -> None:
+    """echo with logprobs above 0, whole and streamed, against the transformers library's distribution."""
+    import torch
+    from swift_plugin_serve.tokens import Tokens
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokens = Tokens(AutoTokenizer.from_pretrained(sharp_folder))
+    model = AutoModelForCausalLM.from_pretrained(sharp_folder, dtype=torch.float32)
+    prompts = [plain.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in ("One two", "Three")]
+    ask: dict[str, Any] = {"model": "tiny", "prompt": prompts, "max_tokens": count, "echo": True, "logprobs": 3}
+    whole = client.completions.create(**ask, temperature=0, extra_body={"ignore_eos": True})
+    parts = list(client.completions.create(**ask, temperature=0, extra_body={"ignore_eos": True}, stream=True))
+    for n, ids in enumerate(prompts):
+        told = whole.choices[n].logprobs
+        assert told is not None
+        assert told.tokens is not None
+        assert told.token_logprobs is not None
+        assert told.top_logprobs is not None
+        assert len(told.tokens) == len(told.top_logprobs) == len(ids) + count
+        with torch.inference_mode():
+            scores = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].float(), -1)
+        expected: list[dict[str, float]] = []
+        for token, row in zip(ids[1:], scores, strict=True):
+            likeliest = [*zip(*(part.tolist() for part in row.topk(3)), strict=True), (float(row[token]), token)]
+            expected.append({})
+            for value, ident in likeliest:
+                expected[-1].setdefault(tokens.text(ident), value)
+        assert told.top_logprobs[0] is None
+        for found, place in zip(told.top_logprobs[1:], expected, strict=False):
+            assert found == pytest.approx(place, abs=1e-3)
+        assert told.token_logprobs[1 : len(ids)] == pytest.approx(
+            [float(row[token]) for token, row in zip(ids[1:], scores, strict=True)], abs=1e-3
+        )
+        for top, value in zip(told.top_logprobs[len(ids) :], told.token_logprobs[len(ids) :], strict=True):
+            assert max(top.values()) == pytest.approx(value)
+        mine = [part.choices[0] for part in parts if part.choices[0].index == n]
+        assert "".join(choice.text for choice in mine) == whole.choices[n].text
+        streamed = [part.logprobs for part in mine if part.logprobs]
+        assert [top for one in streamed for top in one.top_logprobs or ()] == told.top_logprobs
+        assert [at for one in streamed for at in one.text_offset or ()] == told.text_offset
 
 
 def test_what_cannot_be_is_told(client: OpenAI) -> None:

@@ -164,7 +164,9 @@ class TransformersEngine:
         with self._started:
             if self._runner is None or self._scheduler is None:
                 self._pack()
-                self._runner = Runner(self._adapters, self.template, self._pad(), self.config, self._processors)
+                self._runner = Runner(
+                    self._adapters, self.template, self._pad(), self.config, self._processors, self.tokenizer
+                )  # fmt: skip
                 self._runner.version = self._version
                 self._scheduler = Scheduler(self._runner, self.config.batch_size, self.config.whole)
             return self._runner, self._scheduler
@@ -199,6 +201,25 @@ class TransformersEngine:
         if "predict" in self.capabilities:
             raise CapabilityError(f"engine transformers gives no log-probabilities: the model's task is {self.bundle.task}")
         results: list[list[float]] = [[] for _ in sequences]
+        for n, given, scores, ids in self._passes(sequences, adapter, samples):
+            results[n] = [0.0] * given + scores.gather(-1, ids[:, None])[:, 0].tolist()
+        return results
+
+    def likeliest(
+        self, sequences: Sequence[Sequence[int]], count: int, adapter: str | None = None
+    ) -> list[list[list[tuple[int, float]]]]:
+        """For each sequence of n ids, at the n - 1 places after its first id, the `count` likeliest ids and their
+        log-probabilities, the likeliest first."""
+        results: list[list[list[tuple[int, float]]]] = [[] for _ in sequences]
+        for n, _, scores, _ in self._passes(sequences, adapter, ()):
+            values, ids = scores.topk(min(count, scores.shape[-1]), dim=-1)
+            results[n] = [list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
+        return results
+
+    def _passes(
+        self, sequences: Sequence[Sequence[int]], adapter: str | None, samples: Sequence[Sample]
+    ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """(number of the sequence, its first places that are only read, log-probabilities [places, vocabulary], ids there)."""
         alone = getattr(self.template, "alone", lambda ids: Sample(list(ids), [1.0] * len(ids)))
         whole = samples or [alone(ids) for ids in sequences]
         order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
@@ -211,9 +232,7 @@ class TransformersEngine:
                 for row, n in enumerate(chosen):
                     given = (samples[n].label or {}).get("encoder", 0) if samples else 0
                     count = len(sequences[n]) - given
-                    scores = torch.log_softmax(logits[row, : count - 1].float(), dim=-1)
-                    results[n] = [0.0] * given + scores.gather(-1, ids[row, 1:count, None])[:, 0].tolist()
-        return results
+                    yield n, given, torch.log_softmax(logits[row, : count - 1].float(), dim=-1), ids[row, 1:count]
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return heads.embed(self, sequences)

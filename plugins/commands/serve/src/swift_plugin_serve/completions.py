@@ -44,9 +44,9 @@ def prepare(served: Served, body: CompletionRequest) -> Prompted:
         raise ApiError(400, f"best_of, {best}, is below n, {count}", param="best_of")
     if best > count and body.stream:
         raise ApiError(400, "best_of cannot be streamed: which is best is known at the end", param="best_of")
-    if body.echo and body.logprobs:
-        message = "echo gives log-probabilities of the prompt's own tokens only: logprobs must be 0 with it"
-        raise ApiError(400, message, param="logprobs")
+    if body.echo and body.logprobs and not hasattr(served.engine, "likeliest"):
+        message = "echo with logprobs above 0: this engine does not tell what is likeliest in a prompt; logprobs may be 0"
+        raise ApiError(400, message, code="unsupported", param="logprobs")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo: there would be nothing to answer", param="max_tokens")
     given = body.prompt
@@ -96,15 +96,27 @@ class Completions:
         self.answers = [Answer(None, (), ident) for _ in range(len(self.asked.requests) * per)]
         self.usage.prompts = {n: len(prompt) for n, prompt in enumerate(self.asked.prompts)}
         self.generation = Generation(self.served, self.asked.requests, self.arrived)
-        self.scores: list[list[float]] = []  # with echo: of each prompt, log-probabilities from its second token on
+        self.scored: list[list[Scored]] = []  # with echo: the tokens of each prompt, of which the first has no score
         self.only_scored = self.asked.requests[0].max_tokens == 0
 
     async def start(self) -> None:
         if self.body.echo and self.body.logprobs is not None:
-            prompts, adapter = self.asked.prompts, self.asked.requests[0].adapter
-            self.scores = await called(self.served, lambda: self.served.engine.logprobs(prompts, adapter))
+            self.scored = await called(self.served, self._score)
         if not self.only_scored:
             await self.generation.start()
+
+    def _score(self) -> list[list[Scored]]:
+        """Blocks: asks the engine for what it says of the prompts."""
+        prompts, adapter, engine = self.asked.prompts, self.asked.requests[0].adapter, self.served.engine
+        scores, count = engine.logprobs(prompts, adapter), self.body.logprobs
+        tops = engine.likeliest(prompts, count, adapter) if count else [[[]] * len(row) for row in scores]  # type: ignore[attr-defined]
+        return [
+            [
+                Scored(ids[0], 0.0),
+                *(Scored(token, score, tuple(top)) for token, score, top in zip(ids[1:], row, likeliest, strict=True)),
+            ]
+            for ids, row, likeliest in zip(prompts, scores, tops, strict=True)
+        ]
 
     async def steps(self) -> AsyncIterator[tuple[int, Step]]:
         """(answer, what a piece adds). Raises ApiError."""
@@ -141,11 +153,7 @@ class Completions:
 
     def echoed(self, prompt: int) -> tuple[str, list[Scored]]:
         """What stands before an answer: the prompt's text, and its tokens where they are scored."""
-        if not self.body.echo:
-            return "", []
-        ids = self.asked.prompts[prompt]
-        scores = [0.0, *self.scores[prompt]] if self.scores else []
-        return self.asked.texts[prompt], [Scored(token, score) for token, score in zip(ids, scores, strict=False)]
+        return (self.asked.texts[prompt], self.scored[prompt] if self.scored else []) if self.body.echo else ("", [])
 
 
 def _mean(answer: Answer) -> float:
@@ -162,15 +170,24 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
 
 
 def legacy(tokens: Tokens, scored: list[Scored], top: bool, start: int, unscored: int = 0) -> dict[str, Any]:
-    """OpenAI's older form of log-probabilities. unscored: so many tokens at the beginning have none."""
+    """OpenAI's older form of log-probabilities. unscored: so many tokens at the beginning have none. The token that stands in
+    a place is among the likeliest there, even where it is none of them."""
     texts, offsets = [tokens.text(one.token) for one in scored], []
     for text in texts:
         offsets.append(start)
         start += len(text)
+
+    def likeliest(one: Scored) -> dict[str, float]:
+        # Of two tokens with one text the likelier is told: it comes first
+        found: dict[str, float] = {}
+        for token, logprob in (*one.top, (one.token, one.logprob)):
+            found.setdefault(tokens.text(token), max(logprob, -9999.0))
+        return found
+
     return {
         "tokens": texts,
         "token_logprobs": [None if n < unscored else max(one.logprob, -9999.0) for n, one in enumerate(scored)],
-        "top_logprobs": [{tokens.text(t): max(p, -9999.0) for t, p in one.top} for one in scored] if top else None,
+        "top_logprobs": [None if n < unscored else likeliest(one) for n, one in enumerate(scored)] if top else None,
         "text_offset": offsets,
     }
 
