@@ -203,8 +203,8 @@ def mixture(pairs: Pairs, losses: Mapping[str, float], options: Options, rpo_alp
 
 def kept(logprobs: torch.Tensor, place: torch.Tensor, common: torch.Tensor, alpha: float) -> torch.Tensor:
     """logprobs [N] of tokens, a token beyond the first `common` of its answer times alpha: length-desensitised (Liu et al.
-    2024, LD-DPO, arXiv 2409.06411, equation 10). place, common [N]: the token's number in its answer, from 0, and the tokens of the
-    pair's shorter answer."""
+    2024, LD-DPO, arXiv 2409.06411, equation 10). place, common [N]: the token's number in its answer, from 0, and the
+    tokens of the pair's shorter answer."""
     return torch.where(place < common, logprobs, alpha * logprobs)
 
 

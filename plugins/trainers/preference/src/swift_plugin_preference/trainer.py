@@ -71,13 +71,8 @@ class PreferenceTrainer(SupervisedTrainer):
         if hasattr(self.run.data.train, "window"):
             raise RequestError("trainer.reference_ahead: a stream cannot be gone through before training; set it to false")
         named, backend = self.run.config.models.get("reference"), self.run.backend
-        whose = [
-            str(named),
-            str(self.run.config.model),
-            str(self.run.config.warm_start),
-            self.ld_alpha,
-            backend.describe().get("precision"),
-        ]
+        models = [str(model) for model in (named, self.run.config.model, self.run.config.warm_start)]
+        whose = [*models, self.ld_alpha, backend.describe().get("precision")]
         self.kept = Kept(self.run.output / "reference", whose)
         self.kept.read()
         role = "reference" if named else "policy"  # which has not been trained yet
@@ -98,8 +93,8 @@ class PreferenceTrainer(SupervisedTrainer):
         assert self.kept is not None
         if any(key_of(parts(samples[n])) not in self.kept.values for n in mine):
             raise RequestError(
-                f"trainer.reference_ahead: {self.kept.folder} lacks log-probabilities that were computed before the first step, "
-                "and the policy has been trained since; begin again, or set it to false"
+                f"trainer.reference_ahead: {self.kept.folder} lacks log-probabilities that were computed before the "
+                "first step, and the policy has been trained since; begin again, or set it to false"
             )
 
     def _refer(self, steps: Any, role: str, batch: Batch) -> torch.Tensor:
