@@ -324,8 +324,8 @@ class Outputs(Protocol):
     def logprobs(self) -> torch.Tensor:
         """log p(label | the tokens before it) of the `trained` labels, row by row, in float32: [N]."""
 
-    def trained_logits(self) -> torch.Tensor:
-        """The logits that predict the `trained` labels, row by row: [N, vocabulary]."""
+    def trained_logits(self, part: slice | None = None) -> torch.Tensor:
+        """The logits that predict the `trained` labels, row by row: [N, vocabulary]; of `part` of them."""
 
     def entropies(self) -> torch.Tensor:
         """The entropy of each of those distributions, in nats, without a gradient: [N] float32."""

@@ -184,6 +184,9 @@ def test_what_openai_lacks_is_refused_and_vllm_is_sent(server: Fake, make: Make,
 def test_log_probabilities_of_a_prompt(server: Fake, make: Make) -> None:
     assert make(server).logprobs([[97, 98, 99], [65]]) == [[LOGPROB, LOGPROB], []]
     assert make(server, dialect="vllm").logprobs([[97, 98, 99], [65, 66]]) == [[-98.0, -99.0], [-66.0]]
+    assert make(server, dialect="vllm").likeliest([[97, 98], [65]], 2) == [[[(98, -98.0)]], []]
+    with pytest.raises(CapabilityError, match="as texts, not as ids"):
+        make(server).likeliest([[97, 98]], 2)
 
 
 def test_many_run_at_once_within_the_bound(make: Make) -> None:

@@ -13,7 +13,7 @@ from swift_core.types import Completion, Request, Sample
 from swift_plugin_openai.client import Client, Refused
 from swift_plugin_openai.config import OpenAIConfig
 from swift_plugin_openai.loop import Loop
-from swift_plugin_openai.wire import Answer, Dialect, body, echoed
+from swift_plugin_openai.wire import Answer, Dialect, Scored, body, echoed
 
 OPENAI = "api.openai.com"
 BEYOND = ("vllm", "sglang", "swift-core")  # `owned_by` of servers that take more than OpenAI's API has
@@ -76,15 +76,32 @@ class OpenAIEngine:
     def logprobs(
         self, sequences: Sequence[Sequence[int]], adapter: str | None = None, *, samples: Sequence[Sample] = ()
     ) -> list[list[float]]:
+        _, dialect = self._model()
+        asked = {"prompt_logprobs": 0} if dialect.beyond else {"echo": True, "logprobs": 1}
+        return [[logprob for logprob, _ in row] for row in self._scored(sequences, adapter, asked)]
+
+    def likeliest(
+        self, sequences: Sequence[Sequence[int]], count: int, adapter: str | None = None
+    ) -> list[list[list[tuple[int, float]]]]:
+        """For each sequence of n ids, at the n - 1 places after its first id, the `count` likeliest ids and their
+        log-probabilities, the likeliest first. Raises CapabilityError for a server that tells them as texts."""
+        _, dialect = self._model()
+        if not dialect.beyond:
+            raise CapabilityError(
+                f"{self.client.who} tells the likeliest tokens of a prompt as texts, not as ids: vLLM's prompt_logprobs is "
+                "needed (of a server that has it though it does not say so: engine.dialect=vllm)"
+            )
+        return [[top[:count] for _, top in row] for row in self._scored(sequences, adapter, {"prompt_logprobs": count})]
+
+    def _scored(self, sequences: Sequence[Sequence[int]], adapter: str | None, asked: dict[str, Any]) -> list[list[Scored]]:
         if adapter is not None:
             raise CapabilityError("engine openai loads no adapters; one that the server has is a model: engine.model=NAME")
-        model, dialect = self._model()
-        asked = {"prompt_logprobs": 0} if dialect.beyond else {"echo": True, "logprobs": 1}
+        model, _ = self._model()
 
-        async def score(n: int, ids: list[int]) -> AsyncIterator[tuple[int, list[float]]]:
+        async def score(n: int, ids: list[int]) -> AsyncIterator[tuple[int, list[Scored]]]:
             sent = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, **asked}
             answer = await self.client.post("/completions", sent)
-            yield n, [logprob for logprob, _ in echoed(answer["choices"][0], ids)]
+            yield n, echoed(answer["choices"][0], ids)
 
         found = dict(self.loop.merged([score(n, list(ids)) for n, ids in enumerate(sequences)]))
         return [found[n] for n in range(len(sequences))]

@@ -47,7 +47,7 @@ class Outputs:
 
     def logprobs(self) -> torch.Tensor:
         """log p(label | what stands before it) of the labels with a weight, row by row: [N] float32."""
-        labels, states = self._batch.labels[:, 1:][self.trained], self._states()
+        labels, states = self._batch.labels[:, 1:][self.trained], self._states
         if self._head is None:
             return -torch.nn.functional.cross_entropy(states.float(), labels, reduction="none")
         head = self._head
@@ -55,14 +55,15 @@ class Outputs:
         with self._as_passed():
             return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk)
 
-    def trained_logits(self) -> torch.Tensor:
-        """The logits that predict the labels with a weight, row by row: [N, V]."""
+    def trained_logits(self, part: slice | None = None) -> torch.Tensor:
+        """The logits that predict the labels with a weight, row by row: [N, V]; of `part` of them, for a loss that takes them
+        piece by piece."""
         with self._as_passed():
-            return self._logits(self._states())
+            return self._logits(self._states if part is None else self._states[part])
 
     def entropies(self) -> torch.Tensor:
         """The entropy of the distribution before each label with a weight, in nats, without a gradient: [N] float32."""
-        states = self._states().detach()
+        states = self._states.detach()
         found = [states.new_empty(0, dtype=torch.float32)]
         with torch.no_grad(), self._within():
             for part in states.split(CHUNK[states.device.type]):
@@ -70,9 +71,11 @@ class Outputs:
                 found.append(-(logs.exp() * logs).sum(-1))
         return torch.cat(found)
 
+    @cached_property
     def _states(self) -> torch.Tensor:
         """What stands before the labels with a weight: [N, H], without a head [N, V]."""
-        return self._hidden[:, :-1][self.trained]
+        with torch.set_grad_enabled(self._grad):
+            return self._hidden[:, :-1][self.trained]
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         return states if self._head is None else self._head(states.to(self._head.weight.dtype))
