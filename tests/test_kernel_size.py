@@ -11,7 +11,7 @@ import tokenize
 from pathlib import Path
 
 KERNEL = Path(__file__).parent.parent / "kernel" / "src" / "swift_core"
-CEILING = {"all": 3555, "without the conformance kit": 3090}  # lower them when code goes
+CEILING = {"all": 3562, "without the conformance kit": 3099}  # lower them when code goes
 
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 

@@ -1,7 +1,8 @@
 """The one event stream of a run: the progress bar, `log.jsonl` and callbacks all read it.
 
-Kinds: run, step, eval, checkpoint, note, warning, progress, summary, done, closed. A `step` holds at least step, steps, loss,
-learning_rate, tokens_per_second, seconds_left and peak_bytes; an `eval` step and loss.
+Kinds: run, step, eval, checkpoint, table, note, warning, progress, summary, done, closed. A `step` holds at least step, steps,
+loss, learning_rate, tokens_per_second, seconds_left and peak_bytes, and may have `charts`, names of figures to draw, and
+`told`, a text for people; an `eval` step and loss; a `table` title, step, columns and rows.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def describe_step(data: dict[str, Any]) -> str:
     """One training step as a line: loss, speed and the time left."""
     return (
         f"step {data['step']}/{data['steps']}  loss {data['loss']:.4f}  lr {data['learning_rate']:.2e}  "
-        f"{data['tokens_per_second']:.0f} tokens/s  {format_seconds(data['seconds_left'])} left"
+        f"{data['tokens_per_second']:.0f} tokens/s  {format_seconds(data['seconds_left'])} left" + str(data.get("told", ""))
     )
 
 

@@ -25,7 +25,9 @@ class RichConsole:
         if event.kind == "step":
             data = event.data
             left = format_seconds(data["seconds_left"])
-            text = f"training  loss {data['loss']:.4f}  {data['tokens_per_second']:.0f} tokens/s  {left} left"
+            text = f"training  loss {data['loss']:.4f}  {data['tokens_per_second']:.0f} tokens/s  {left} left" + data.get(
+                "told", ""
+            )
             self._show("step", text, data["step"], data["steps"], data["step"] == data["steps"])
         elif event.kind == "progress":
             task = event.data["task"]

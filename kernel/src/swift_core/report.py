@@ -1,4 +1,4 @@
-"""`report.html`: loss, speed, memory and the account of the data, as one static page made from `log.jsonl`."""
+"""`report.html`: loss, speed, memory, a trainer's own figures and tables, and the account of the data, from `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def write_report(output: Path) -> None:
         parts += ["<h2>Tokens a second</h2>", _chart([("tokens/s", speed)])]
         memory = [(step, event["peak_bytes"] / 2**20) for step, event in sorted(steps.items())]
         parts += ["<h2>Peak memory, MiB</h2>", _chart([("MiB", memory)])]
+        for name in steps[max(steps)].get("charts", ()):  # further figures that a trainer wants drawn
+            drawn = [(step, event[name]) for step, event in sorted(steps.items()) if name in event]
+            parts += [f"<h2>{html.escape(name)}</h2>", _chart([("", drawn)])] if drawn else []
+    parts += [_grid(table) for table in {event["title"]: event for event in events if event["event"] == "table"}.values()]
     if runs:
         said = dict.fromkeys(html.escape(event["text"]) for event in events if event["event"] in ("note", "warning"))
         notes = "".join(f"<p>{text}</p>" for text in said)  # such as how samples were packed
@@ -50,6 +54,13 @@ def _table(values: dict[str, Any], skip: tuple[str, ...] = ()) -> str:
 
     rows = "".join(f"<tr><td>{html.escape(str(k))}<td>{show(v)}" for k, v in values.items() if k not in skip)
     return f"<table>{rows}</table>"
+
+
+def _grid(table: dict[str, Any]) -> str:
+    """A `table` event, of which the last of each title is shown: title, step, columns, rows."""
+    lines = [[html.escape(str(cell)) for cell in row] for row in (table["columns"], *table["rows"])]
+    cells = "".join("<tr>" + "".join(f"<td>{cell}" for cell in line) for line in lines)
+    return f"<h2>{html.escape(table['title'])}, step {table['step']}</h2><table>{cells}</table>"
 
 
 def _chart(series: list[tuple[str, list[tuple[float, float]]]]) -> str:

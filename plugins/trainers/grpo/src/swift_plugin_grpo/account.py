@@ -152,3 +152,8 @@ def sample_rows(groups: Sequence[Group], prompts: dict[int, str], count: int) ->
 
 
 COLUMNS = ["prompt", "answer", "reward", "rewards", "advantage", "tokens", "end"]
+CHARTS = [
+    "reward", "reward_std", "no_signal", "kl", "entropy", "clip_low", "clip_high", "length", "truncated", "turns", "staleness",
+    "mismatch", "grad_norm",
+]  # fmt: skip
+"""Figures that the report draws."""

@@ -396,22 +396,27 @@ class GrpoTrainer(SupervisedTrainer):
         rate = learning_rate(max(1, state.updates), last * config.updates * config.minibatches, config)
         run.events.emit(
             "step", step=state.step, steps=last, loss=sum(loss for loss, _ in losses) / max(1, len(losses)), learning_rate=rate,
-            grad_norm=max((norm for _, norm in losses), default=0.0), tokens=made,
-            trained_tokens=made,
+            grad_norm=max((norm for _, norm in losses), default=0.0), tokens=made, trained_tokens=made,
             tokens_per_second=state.tokens / state.seconds, seconds_left=left, peak_bytes=run.backend.peak_bytes(),
             updates=len(losses), prompts=len(drawn), answers=answers, weights=state.step - 1,
+            charts=[name for name in account.CHARTS if name in found or name == "grad_norm"], told=self._line(found, losses),
             **{name: value for name, value in found.items() if not math.isnan(value)}, **times,
-        )  # fmt: skip
-        cut = f", {found['truncated']:.0%} cut" if found["truncated"] else ""
-        run.events.note(
-            f"  reward {found['reward']:.3f} +- {found['reward_std']:.3f}, {found['no_signal']:.0%} of groups without signal, "
-            f"{found['length']:.0f} tokens an answer{cut}"
-            + (f", kl {found['kl']:.4f}" if "kl" in found else "") + ("" if losses else "; nothing to learn from: no update")
         )  # fmt: skip
         if config.samples and run.backend.rank == 0 and groups:
             shown = {group.number: self._asked(group) for group in groups}
             rows = account.sample_rows(groups, shown, config.samples)
             run.events.emit("table", title="Samples", step=state.step, columns=account.COLUMNS, rows=rows)
+
+    def _line(self, found: dict[str, float], losses: Any) -> str:
+        """A step's figures for people."""
+        told = [
+            f"reward {found['reward']:.3f} +- {found['reward_std']:.3f}",
+            *([f"{found['no_signal']:.0%} of groups without signal"] if found["no_signal"] else []),
+            f"{found['length']:.0f} tokens an answer" + (f", {found['truncated']:.0%} cut" if found["truncated"] else ""),
+            *([f"kl {found['kl']:.4f}"] if "kl" in found else []),
+            *([] if losses else ["nothing to learn from: no update"]),
+        ]
+        return "  " + "; ".join(told)
 
     def _asked(self, group: Group) -> str:
         messages = [message for message in group.answers[0].rollout.row["messages"] if message["role"] == "user"]

@@ -56,7 +56,7 @@ class Scoring:
             raise RequestError(
                 "trainer.rewards is missing: an installed reward's id, or a function of yours, trainer.rewards=FILE.py:FUNCTION"
             )
-        self.rewards = make_rewards(part, specs, stack)
+        self.rewards = make_rewards(part, labelled(specs), stack)
         self.config, self.template = config, template
         self.weights = {name: weight for name, weight, _ in self.rewards}
         for name, there in ((ENVIRONMENT, config.environment), (OVERLONG, getattr(config, "overlong_margin", 0))):
@@ -110,3 +110,12 @@ class Scoring:
             return nan if scores.get(name) is None else float(scores[name] or 0.0)
 
         return torch.tensor([[[value(scores, name) for name in self.weights] for scores in group] for group in groups])
+
+
+def labelled(specs: Sequence[Any]) -> list[Any]:
+    """Rewards with short names for logs: a function of a file goes by its own name, where no other has it."""
+    names = [spec.rpartition(":")[2] if isinstance(spec, str) and ".py:" in spec else None for spec in specs]
+    return [
+        {"name": spec, "label": name} if name and names.count(name) == 1 else spec
+        for spec, name in zip(specs, names, strict=True)
+    ]

@@ -14,6 +14,8 @@ from typing import Any
 from swift_core.errors import CapabilityError, RequestError, RunError
 from swift_core.types import Engine, TunedModel
 
+NAME = "policy"
+
 
 class Weights:
     """Which version of the policy an engine answers with. `adapter` is the name that requests carry, or None."""
@@ -21,7 +23,8 @@ class Weights:
     def __init__(self, engine: Engine, tuned: TunedModel) -> None:
         self.engine, self.tuned = engine, tuned
         self.inside = getattr(engine, "model", None) is tuned.model  # the engine runs the model that is trained
-        self.version, self.adapter = 0, None  # type: int, str | None
+        self.version = 0
+        self.adapter: str | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="swift-policy-"))
         self.by_adapter = not self.inside and "adapters" in engine.capabilities and self._saves_adapter()
         if not self.inside and not self.by_adapter and "sync" not in engine.capabilities:
@@ -51,26 +54,15 @@ class Weights:
         return (folder / "adapter_config.json").is_file()
 
     def _load(self, version: int) -> None:
-        name, before = f"policy-{version}", self.adapter
-        folder = self._folder / name
+        folder = self._folder / f"version-{version}"
         folder.mkdir(exist_ok=True)
         self.tuned.save(folder)
         try:
-            self.engine.load_adapter(name, folder)
-        except RequestError:
-            if before is None:
-                raise
-            self.engine.unload_adapter(before)  # there was no room for two
-            self.adapter = before = None
-            try:
-                self.engine.load_adapter(name, folder)
-            except RequestError as err:
-                raise RunError(
-                    f"the engine lost version {self.version} of the policy and did not take {version}: {err}"
-                ) from err
-        self.adapter = name
-        if before is not None and before != name:
-            self.engine.unload_adapter(before)
+            self.engine.load_adapter(NAME, folder)  # the one before stays until this one is there
+        except (RequestError, RunError) as err:
+            kept = "the base model" if self.adapter is None else f"version {self.version}"
+            raise RunError(f"weights of version {version} were not taken, {kept} stays in service: {err}") from err
+        self.adapter = NAME
         for old in self._folder.iterdir():
-            if old.name != name:
+            if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
