@@ -58,6 +58,7 @@ def test_the_reference_is_the_policy_before_tuning(session: Session) -> None:
 
 def test_an_engine_in_this_process_runs_the_policy_in_training(session: Session) -> None:
     policy = session.get("policy")
+    layers = {name: type(module) for name, module in policy.model.named_modules()}
     engine = session.policy_engine()
     asked = Request(token_ids=[10, 20, 30], max_tokens=8, ignore_eos=True)
     (before,) = engine.generate([asked])
@@ -67,6 +68,7 @@ def test_an_engine_in_this_process_runs_the_policy_in_training(session: Session)
     (after,) = engine.generate([asked])
     assert (before.weight_version, after.weight_version) == (0, 7)
     assert before.logprobs[0] != pytest.approx(after.logprobs[0], abs=1e-2)
+    assert layers == {name: type(module) for name, module in policy.model.named_modules()}  # they are trained as they are
     ids = torch.tensor([[10, 20, 30, *after.token_ids]])
     with torch.no_grad():
         logs = torch.log_softmax(policy.model(ids).logits[0].double(), -1)

@@ -423,7 +423,7 @@ class Session:
         bundle, else on the model as it was before, to which weights are sent."""
         chosen, ref = self.choose("engines", self.config.engine), self.model_ref
         if chosen.contribution.entry.options.get("takes", "bundle") == "bundle":
-            return self.open_engine(chosen, self.tuned_bundle(self.get("policy"), ref))
+            return self.open_engine(chosen, replace(self.tuned_bundle(self.get("policy"), ref), in_training=True))
         return self.engine(ref)
 
     def tuned_bundle(self, tuned: types.TunedModel, ref: ModelRef) -> types.ModelBundle:

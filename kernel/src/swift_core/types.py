@@ -157,6 +157,7 @@ class ModelBundle:
     task: str = "causal_lm"  # what its head does: also of a multimodal model that generates
     parts: ModelParts | None = None  # which weights are its language model, its vision tower and so on
     frozen: list[str] = field(default_factory=list)  # parts that a tuner leaves alone
+    in_training: bool = False  # an engine that is given it leaves its layers as they are
 
 
 @runtime_checkable

@@ -172,7 +172,7 @@ class TransformersEngine:
             return self._runner, self._scheduler
 
     def _pack(self) -> None:
-        if self.config.packed:
+        if self.config.packed and not self.bundle.in_training:
             packed.pack(self.model)
 
     @contextmanager
