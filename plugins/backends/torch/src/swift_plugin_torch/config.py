@@ -41,6 +41,9 @@ class TransformersEngineConfig:
         "on a CPU: the weights of linear layers in oneDNN's layout, which is faster; an output layer that shares its weight "
         "with the embeddings is then in memory twice",
     )
+    ngrams: int = option(0, "guess what follows from n-grams of prompt and answer, of so many tokens at most; 0: do not")
+    draft: str | None = option(None, "guess what follows with a smaller model of the same vocabulary: a folder or an id")
+    guesses: int = option(5, "tokens guessed for an answer at once, at most; fewer where many answers are running")
     processors: list[str] = option(
         [], "functions that change logits, as module:function or file.py:function: (token ids, logits [vocabulary]) -> logits"
     )
@@ -51,11 +54,14 @@ class TransformersEngineConfig:
         return min(self.batch_size, 8)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prefill_tokens"):
+        for name in ("batch_size", "prefill_tokens", "guesses"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.prefix_mib < 0:
-            raise ValueError(f"prefix_mib must be at least 0, not {self.prefix_mib}")
+        for name in ("prefix_mib", "ngrams"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.ngrams and self.draft:
+            raise ValueError("ngrams and draft both guess what follows; choose one")
         for name in self.processors:
             if not all(name.rpartition(":")[::2]):
                 raise ValueError(f"processors: expected module:function or file.py:function, not {name!r}")

@@ -40,6 +40,14 @@ class Prompt:
     cached: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """A token that may come next."""
+
+    token: int
+    shares: torch.Tensor | None = None  # [V], the distribution that it was drawn from; None: it is only compared
+
+
 @dataclass(eq=False)
 class Row:
     """One completion while it is made."""
@@ -62,6 +70,12 @@ class Row:
     cut: bool = False  # ended by a stop string, which its text ends before
     counts: torch.Tensor | None = None  # [V] how often each token was generated, for penalties
     seen: torch.Tensor | None = None  # [V] bool: tokens of prompt and answer
+    guess: Guess | None = None  # of the token that is chosen next
+    reach: int = 0  # guesses a pass that it has earned; 0: not known yet
+    drafted: int = 0  # guesses that were checked
+    accepted: int = 0  # of them, those that were right
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)  # where n-grams of it ended last, for guesses
+    known: int = 0  # tokens of prompt and answer whose n-grams are in `places`
 
     @property
     def greedy(self) -> bool:
@@ -109,7 +123,7 @@ class Row:
         self.call.results.put(
             Completion(
                 self.index, text, self.ids, self.logprobs, self.finish, self.prompt.tokens, version, self.choice, self.top,
-                self.prompt.cached,
+                self.prompt.cached, drafted=self.drafted, accepted=self.accepted,
             )
         )  # fmt: skip
 

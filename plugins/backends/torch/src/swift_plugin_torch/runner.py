@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from swift_core.errors import RunError
 
-from swift_plugin_torch import grouped
+from swift_plugin_torch import grouped, speculate
 from swift_plugin_torch.adapters import Adapters
 from swift_plugin_torch.config import TransformersEngineConfig
 from swift_plugin_torch.prefixes import Prefixes
 from swift_plugin_torch.prompts import gathered, kinds, placed
-from swift_plugin_torch.rows import Row
+from swift_plugin_torch.rows import Guess, Row
 from swift_plugin_torch.sampling import Processor, choose
 from swift_plugin_torch.slots import Slots, joinable
 
@@ -24,10 +24,12 @@ class Runner:
     """The model with its cache. Every method is called by one thread at a time."""
 
     def __init__(
-        self, adapters: Adapters, template: Any, pad: int, config: TransformersEngineConfig, processors: Sequence[Processor]
-    ) -> None:
+        self, adapters: Adapters, template: Any, pad: int, config: TransformersEngineConfig, processors: Sequence[Processor],
+        tokenizer: Any = None,
+    ) -> None:  # fmt: skip
         self.adapters, self.template, self.pad, self.config, self.processors = adapters, template, pad, config, processors
         self.slots = Slots(adapters.model) if joinable(adapters.model) else None
+        self.guesser = speculate.make(config, adapters.model, tokenizer, self.slots is not None)
         self.prefixes = Prefixes(config.prefix_mib << 20)
         self.version = 0
         self._turn = 0
@@ -93,26 +95,74 @@ class Runner:
             self.prefixes.keep(row.adapter, prompt.ids, states or slots.save(slot, len(prompt.ids)))
 
     def decode(self, rows: dict[int, Row]) -> None:
-        """One token for each row."""
-        taken = sorted(rows)
+        """One token for each row, and those that were guessed right after it."""
+        taken, guesses = sorted(rows), self._guesses(rows)
         for group in self.adapters.groups([rows[slot].adapter for slot in taken]):
             own = [taken[n] for n in group]
             span = range(own[0], own[-1] + 1)
             # Slots between them come along for nothing, as rows side by side are read without a copy.
             within = list(span) if len(span) <= len(own) + max(2, len(own) // 2) else own
-            ids = [rows[slot].ids[-1:] if slot in rows and slot in own else [] for slot in within]
+            ids = [
+                [*rows[slot].ids[-1:], *(guess.token for guess in guesses.get(slot, ()))]
+                if slot in rows and slot in own
+                else []
+                for slot in within
+            ]
             names = [rows[slot].adapter if slot in own else rows[own[0]].adapter for slot in within]
-            logits = self._forward(within, ids, names)[:, -1]
+            keep = max(map(len, ids))
+            logits = self._forward(within, ids, names, keep)
             if within != own:
                 logits = logits[[within.index(slot) for slot in own]]
-            self._advance(logits, [rows[slot] for slot in own], own)
+            if keep == 1:
+                self._advance(logits[:, -1], [rows[slot] for slot in own], own)
+            else:
+                self._check(logits, [rows[slot] for slot in own], own, [guesses.get(slot, []) for slot in own])
 
-    def _forward(self, taken: Sequence[int], ids: Sequence[Sequence[int]], names: Sequence[str | None]) -> torch.Tensor:
-        return self._slots().forward(self.adapters.passes(names), taken, ids)
+    def _guesses(self, rows: dict[int, Row]) -> dict[int, list[Guess]]:
+        if self.guesser is None:
+            return {}
+        counts = speculate.limits(rows, self.config.guesses, self.adapters.model.device.type)
+        return self.guesser.guess(rows, counts) if any(counts.values()) else {}
+
+    def _check(self, logits: torch.Tensor, rows: Sequence[Row], taken: Sequence[int], guesses: Sequence[list[Guess]]) -> None:
+        """Choose tokens one by one as long as they are what was guessed. logits: [R, T, V], of each row's last token and its
+        guesses, on the right."""
+        begun = [len(row.ids) for row in rows]
+        last: list[int | None] = [None] * len(rows)
+        alive, place = list(range(len(rows))), 0
+        while alive:
+            for n in alive:
+                rows[n].guess = guesses[n][place] if place < len(guesses[n]) else None
+            here = torch.stack([logits[n, place - len(guesses[n]) - 1] for n in alive])
+            for n, token in zip(alive, choose(here, [rows[n] for n in alive], self.processors), strict=True):
+                last[n] = token
+            alive = [
+                n for n in alive
+                if rows[n].guess is not None and rows[n].guess.token == last[n]  # type: ignore[union-attr]
+                and rows[n].finish is None and not rows[n].call.cancelled
+            ]  # fmt: skip
+            place += 1
+        for n, (row, slot) in enumerate(zip(rows, taken, strict=True)):
+            row.guess = None
+            made = row.ids[begun[n] :]
+            right = sum(token == guess.token for token, guess in zip(made, guesses[n], strict=False))
+            speculate.checked(row, len(guesses[n]), right, self.config.guesses)
+            self._slots().used[slot] = len(row.prompt.ids) + len(row.ids) - 1  # what was guessed wrong counts no more
+        self._tell(rows, last, taken)
+
+    def _forward(
+        self, taken: Sequence[int], ids: Sequence[Sequence[int]], names: Sequence[str | None], keep: int = 1
+    ) -> torch.Tensor:
+        return self._slots().forward(self.adapters.passes(names), taken, ids, keep)
 
     def _advance(self, logits: torch.Tensor, rows: Sequence[Row], taken: Sequence[int] = ()) -> list[int | None]:
         """Choose a token for each row, and send what is new."""
         tokens = choose(logits, rows, self.processors)
+        self._tell(rows, tokens, taken)
+        return tokens
+
+    def _tell(self, rows: Sequence[Row], tokens: Sequence[int | None], taken: Sequence[int]) -> None:
+        """Send what is new of each row, whose last token is in `tokens`."""
         for n, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if row.call.cancelled:
                 continue
@@ -124,7 +174,6 @@ class Runner:
                 row.end(self.template.decode, self.version)
             elif row.call.stream:
                 row.send_piece()
-        return tokens
 
     def leave(self, row: Row, slot: int) -> None:
         """Free a slot. States of a whole talk are kept for its next turn."""
@@ -134,9 +183,13 @@ class Runner:
             if self.prefixes.lacks(row.adapter, ids):
                 self.prefixes.keep(row.adapter, ids, slots.save(slot, len(ids)))
         slots.used[slot] = 0
+        if self.guesser is not None:
+            self.guesser.leave(slot)
 
     def move(self, slot: int, to: int) -> None:
         self._slots().move(slot, to)
+        if self.guesser is not None:
+            self.guesser.move(slot, to)
 
     def _slots(self) -> Slots:
         assert self.slots is not None
@@ -147,6 +200,8 @@ class Runner:
     def alike(self, one: Row, other: Row) -> bool:
         """Whether two rows can be generated together from beginning to end."""
         same = one.adapter == other.adapter and kinds(one.request) == kinds(other.request)
+        if same and "decoder_input_ids" in (one.prompt.inputs or {}):  # its prompts are not padded
+            same = len(one.prompt.ids) == len(other.prompt.ids)
         return same and not self.joins(other)
 
     def together(self, rows: Sequence[Row]) -> None:
@@ -185,11 +240,11 @@ class Runner:
         """After a failure: nothing of what ran is used again."""
         if self.slots is not None:
             self.slots.free()
+        if self.guesser is not None:
+            self.guesser.free()
 
     def rest(self) -> None:
         """Nothing runs: leave the model as others expect it, and give large memory back."""
         self.adapters.rest()
         if self.slots is not None and self.slots.bytes() > KEEP:
             self.slots.free()
-        if same and "decoder_input_ids" in (one.prompt.inputs or {}):  # its prompts are not padded
-            same = len(one.prompt.ids) == len(other.prompt.ids)

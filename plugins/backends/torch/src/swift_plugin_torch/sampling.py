@@ -7,12 +7,12 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from swift_core.errors import RunError, SwiftError, one_line
 
-from swift_plugin_torch.rows import Row
+from swift_plugin_torch.rows import Guess, Row
 
 Processor = Callable[[list[int], torch.Tensor], torch.Tensor]
 """`processor(ids, logits) -> logits`: `ids` of prompt and answer so far, `logits` [V] float32."""
@@ -110,16 +110,44 @@ def alter(row: Row, scores: torch.Tensor, processors: Sequence[Processor]) -> No
 
 
 def draw(scores: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """A random token for each row: scores [R, V] -> R ids. Each row spends one number of its own generator."""
+    """A random token for each row: scores [R, V] -> R ids. Each row spends one number of its own generator, and one more where
+    a guess of it has shares (Leviathan et al., arXiv 2211.17192): it is taken with probability min(1, p / q), and otherwise the
+    token is drawn from what p has more than q."""
+    shares = distribution(scores, rows)
+    taken = {n: row.guess.token for n, row in enumerate(rows) if row.guess is not None and _taken(shares[n], row, row.guess)}
+    found = drawn(shares, rows, taken)
+    return [taken.get(n, token) for n, token in enumerate(found)]
+
+
+def distribution(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """What each row draws from: [R, V], not scaled to 1 where tokens are out."""
     heat = torch.tensor([[row.request.temperature] for row in rows], device=scores.device)
     shares = torch.softmax(scores / heat, -1)
-    for n, row in enumerate(rows):
-        restrict(shares[n], row.request.top_k, row.request.top_p, row.request.min_p)
+    for own, row in zip(shares, rows, strict=True):
+        restrict(own, row.request.top_k, row.request.top_p, row.request.min_p)
+    return shares
+
+
+def drawn(shares: torch.Tensor, rows: Sequence[Row], sure: Collection[int] = ()) -> list[int]:
+    """Ids drawn from shares [R, V], by each row's own generator; those that are `sure` spend none."""
     sums = shares.cumsum(-1)  # the tokens stand in the order of their ids: equal shares cannot change places
-    drawn = torch.tensor([[row.random.random()] for row in rows], device=scores.device, dtype=torch.float64)
-    goals = (drawn * sums[:, -1:].double()).to(sums.dtype)
+    numbers = [[0.0 if n in sure else row.random.random()] for n, row in enumerate(rows)]
+    goals = (torch.tensor(numbers, device=shares.device, dtype=torch.float64) * sums[:, -1:].double()).to(sums.dtype)
     found = torch.searchsorted(sums, goals, right=True)[:, 0].tolist()
     return [n if n < shares.shape[1] else int(own.argmax()) for n, own in zip(found, shares, strict=True)]
+
+
+def _taken(shares: torch.Tensor, row: Row, guess: Guess) -> bool:
+    """Whether a guess that was drawn from `guess.shares` stands; else `shares` [V] become those of another token, in place."""
+    if guess.shares is None:
+        return False
+    shares /= shares.sum()
+    if row.random.random() * float(guess.shares[guess.token]) < float(shares[guess.token]):
+        return True
+    rest = (shares - guess.shares).clamp_min_(0)
+    if float(rest.sum()) > 0:  # nothing is left where both are the same up to rounding
+        shares.copy_(rest)
+    return False
 
 
 def restrict(shares: torch.Tensor, top_k: int, top_p: float, min_p: float) -> None:
