@@ -115,7 +115,8 @@ class Scripted:
                         text, ids = text + piece, ids + new
                         yield Completion(index, piece, new, [-0.5] * len(new), choice=choice)
                     finish = "length" if len(ids) >= request.max_tokens else "stop"
-                    yield Completion(index, text, ids, [-0.5] * len(ids), finish, 7, choice=choice, cached_tokens=3)
+                    scores = [-0.5] * len(ids)
+                    yield Completion(index, text, ids, scores, finish, 7, choice=choice, cached_tokens=3, drafted=4, accepted=2)
             whole = True
         finally:
             with self.lock:

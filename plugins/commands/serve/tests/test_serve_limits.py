@@ -33,12 +33,16 @@ def test_answers_whole_and_streamed(start: Any, scripted: Any) -> None:
         ]  # fmt: skip
         assert whole["usage"] == {
             "prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 2},
         }  # fmt: skip
         parts = events(server.chat(stream=True, stream_options={"include_usage": True}))
         assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts[:-1]) == "Hello"
         assert [part["choices"][0]["finish_reason"] for part in parts[:-1]] == [None, None, None, "stop"]
         assert (parts[-1]["choices"], parts[-1]["usage"]) == ([], whole["usage"])
         assert all(part["usage"] is None for part in parts[:-1])
+        told = httpx.get(f"{server.url}/metrics").text
+        assert 'swift_drafted_tokens_total{model="' in told
+        assert [line.split()[-1] for line in told.splitlines() if line.startswith("swift_accepted_tokens_total")] == ["4.0"]
 
 
 def test_defaults_are_those_of_openai_and_options_arrive(start: Any, scripted: Any) -> None:

@@ -157,9 +157,13 @@ class Usage:
     prompts: dict[int, int] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
     answers: int = 0
+    drafted: int = 0  # tokens that the engine guessed, and of them those that were right
+    accepted: int = 0
 
     def take(self, piece: Completion) -> None:
         if piece.finish is not None:
+            self.drafted += piece.drafted
+            self.accepted += piece.accepted
             self.prompts[piece.index] = max(piece.prompt_tokens, self.prompts.get(piece.index, 0))
             self.cached[piece.index] = max(piece.cached_tokens, self.cached.get(piece.index, 0))
 
@@ -168,11 +172,13 @@ class Usage:
         return sum(self.prompts.values())
 
     def told(self) -> dict[str, Any]:
+        guesses = {"accepted_prediction_tokens": self.accepted, "rejected_prediction_tokens": self.drafted - self.accepted}
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.answers,
             "total_tokens": self.prompt + self.answers,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+            "completion_tokens_details": guesses,
         }
 
 

@@ -297,6 +297,8 @@ def _reporter(served: Served, request: Request, model: str, under_way: Any) -> C
         served.metrics.prompt_tokens.labels(model).inc(usage.prompt)
         served.metrics.cached_tokens.labels(model).inc(sum(usage.cached.values()))
         served.metrics.answer_tokens.labels(model).inc(usage.answers)
+        served.metrics.drafted_tokens.labels(model).inc(usage.drafted)
+        served.metrics.accepted_tokens.labels(model).inc(usage.accepted)
         finish = [answer.finish for answer in under_way.answers]
         request.scope["state"]["told"] |= {
             "prompt_tokens": usage.prompt, "completion_tokens": usage.answers,

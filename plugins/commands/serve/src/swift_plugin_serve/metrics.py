@@ -23,6 +23,8 @@ class Metrics:
         self.prompt_tokens = Counter("swift_prompt_tokens", "Tokens of prompts", ["model"], registry=own)
         self.cached_tokens = Counter("swift_cached_prompt_tokens", "Of them, taken from a cache", ["model"], registry=own)
         self.answer_tokens = Counter("swift_generated_tokens", "Tokens generated", ["model"], registry=own)
+        self.drafted_tokens = Counter("swift_drafted_tokens", "Tokens guessed and checked", ["model"], registry=own)
+        self.accepted_tokens = Counter("swift_accepted_tokens", "Of them, those that were right", ["model"], registry=own)
         self.cancelled = Counter("swift_cancelled_requests", "Requests whose client went away", registry=own)
         self.faults = Counter("swift_engine_faults", "Errors of the engine", registry=own)
         running = Gauge("swift_running_requests", "Requests that the engine works on", registry=own)

@@ -28,11 +28,19 @@ class CachedTokens(Reply):
     cached_tokens: int
 
 
+class PredictedTokens(Reply):
+    """Tokens that were guessed, with a draft model or n-grams."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class UsageReply(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: PredictedTokens
 
 
 class TopLogprob(Reply):
