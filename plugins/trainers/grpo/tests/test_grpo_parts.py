@@ -1,0 +1,397 @@
+"""The parts by themselves: advantages and losses against direct references, prompts, talks, batches, stages, options."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from swift_core.config import build_options
+from swift_core.errors import RequestError, RunError
+from swift_core.source import SampleList
+from swift_core.types import Completion, ModelBundle, Request
+from swift_plugin_grpo.account import Sums, Told, ToldGroup, figures
+from swift_plugin_grpo.advantages import advantages, has_signal, soft_overlong, spread
+from swift_plugin_grpo.ahead import Ahead
+from swift_plugin_grpo.batches import Batcher
+from swift_plugin_grpo.config import CispoConfig, DapoConfig, GrpoConfig, GspoConfig, RlooConfig
+from swift_plugin_grpo.environments import ToolEnvironment, continuation, make_factory, tool_factory
+from swift_plugin_grpo.losses import Tokens, normaliser, policy_loss, sft_share, supervised_loss
+from swift_plugin_grpo.prompts import Prompt, PromptForm, Prompts
+from swift_plugin_grpo.rollouts import Rollout, Rollouts, Sampling, add, begin, seed_of
+from swift_plugin_grpo.scoring import Scored, labelled
+from swift_plugin_grpo.stages import Stages
+from swift_plugin_grpo.weights import Weights
+
+NAN = float("nan")
+HERE = Path(__file__).parent
+SCORES = torch.tensor([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 1.0, 1.0]])
+PARTS = torch.stack([SCORES, -SCORES * 0.5], -1)
+WEIGHTS = torch.tensor([1.0, 1.0])
+
+
+def of(kind: str, scores: torch.Tensor = SCORES, **more: Any) -> torch.Tensor:
+    return advantages(kind, scores, torch.stack([scores, -scores * 0.5], -1), WEIGHTS, **more)
+
+
+def test_advantages_by_hand() -> None:
+    mean, deviation = 3.0, math.sqrt((4 + 1 + 0 + 9) / 3)
+    assert of("none")[0].tolist() == [-2.0, -1.0, 0.0, 3.0]
+    assert of("group")[0].tolist() == pytest.approx([(r - mean) / (deviation + 1e-4) for r in SCORES[0].tolist()])
+    everything = [1.0, 2, 3, 6, 0, 0, 1, 1]
+    middle = sum(everything) / 8
+    whole = math.sqrt(sum((r - middle) ** 2 for r in everything) / 7)
+    assert of("batch")[1].tolist() == pytest.approx([(r - 0.5) / (whole + 1e-4) for r in SCORES[1].tolist()])
+    assert of("reinforce_plus_plus").flatten().tolist() == pytest.approx([(r - middle) / (whole + 1e-4) for r in everything])
+    assert of("rloo")[0].tolist() == pytest.approx([1 - 11 / 3, 2 - 10 / 3, 3 - 9 / 3, 6 - 6 / 3])
+    differences = [-2.0, -1, 0, 3, -0.5, -0.5, 0.5, 0.5]
+    over = math.sqrt(sum(d**2 for d in differences) / 7) + 1e-4
+    assert of("reinforce_plus_plus_baseline").flatten().tolist() == pytest.approx([d / over for d in differences])
+    assert float(of("rloo", whiten=True).mean()) == pytest.approx(0, abs=1e-6)
+    assert float(spread(of("rloo", whiten=True))) == pytest.approx(1, abs=1e-3)
+
+
+def test_gdpo_normalises_each_reward_in_its_group() -> None:
+    """Two rewards of very different size count alike, which a sum of them would not let them."""
+    parts = torch.tensor([[[0.0, 100.0], [1.0, 0.0], [0.0, 0.0], [1.0, 100.0]]])
+    found = advantages("gdpo", parts.sum(-1), parts, WEIGHTS)[0].tolist()
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert found[3] > 0 > found[2]
+    assert found[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["group", "batch", "none", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "gdpo"]
+)
+def test_what_is_not_scored_counts_for_nothing(kind: str) -> None:
+    """An answer without a reward has no advantage and does not move the others' baseline; equal ones have none."""
+    scores = torch.tensor([[1.0, 3.0, NAN, NAN], [2.0, 4.0, NAN, NAN]])
+    found, alone = of(kind, scores), of(kind, scores[:, :2])
+    assert found[:, 2:].abs().max() == 0
+    assert torch.allclose(found[:, :2], alone)
+    assert of(kind, torch.full((2, 4), 0.7)).abs().max() < 1e-2
+    assert of(kind, torch.full((2, 4), NAN)).abs().max() == 0
+
+
+def test_signal() -> None:
+    scores = torch.tensor([[0.0, 0.0], [0.0, 1.0], [NAN, NAN], [0.5, NAN]])
+    assert has_signal(scores).tolist() == [False, True, False, False]
+
+
+def test_the_soft_penalty() -> None:
+    assert soft_overlong(torch.tensor([10, 80, 90, 95, 100]), 100, 20).tolist() == [0.0, 0.0, -0.5, -0.75, -1.0]
+    assert soft_overlong(torch.tensor([100]), 100, 0).tolist() == [0.0]
+
+
+def tokens(**more: Any) -> Tokens:
+    """Three answers of 2, 3 and 1 tokens."""
+    return Tokens(torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([2, 3, 1]), torch.tensor([1.0, -2.0, 0.5]), **more)
+
+
+LOGPROBS = torch.tensor([-1.0, -0.5, -2.0, -0.1, -0.7, -0.3])
+OLD = torch.tensor([-1.3, -0.1, -1.0, -0.9, -0.7, -0.9])
+
+
+@pytest.mark.parametrize(("low", "high", "delta"), [(0.2, None, None), (0.2, 0.28, None), (0.2, 0.28, 1.4)])
+def test_clipping_is_ppos(low: float, high: float | None, delta: float | None) -> None:
+    """Token by token, as the paper writes it (arXiv 1707.06347, equation 7)."""
+    config = GrpoConfig(loss="bnpo", clip_low=low, clip_high=high, delta=delta)
+    expected, counts = 0.0, [0, 0]
+    for logprob, old, owner in zip(LOGPROBS.tolist(), OLD.tolist(), [0, 0, 1, 1, 1, 2], strict=True):
+        ratio, advantage = math.exp(logprob - old), [1.0, -2.0, 0.5][owner]
+        bounded = min(max(ratio, 1 - low), 1 + (low if high is None else high))
+        expected -= min(min(ratio, delta or math.inf) * advantage, bounded * advantage)
+        counts[0] += ratio < 1 - low and advantage < 0
+        counts[1] += ratio > 1 + (low if high is None else high) and advantage > 0
+    found = policy_loss(LOGPROBS, tokens(old=OLD), config)
+    assert float(found.total) == pytest.approx(expected)
+    assert [found.figures["clip_low"], found.figures["clip_high"]] == counts == [1, 2]
+
+
+def test_gspo_of_tokens_has_the_sequences_ratio_and_the_tokens_gradient() -> None:
+    """With the same advantage for all tokens of an answer, both forms have one value and one gradient (arXiv 2507.18071)."""
+    found = []
+    for ratio in ("sequence", "sequence_token"):
+        logprobs = LOGPROBS.clone().requires_grad_()
+        loss = policy_loss(logprobs, tokens(old=OLD), GrpoConfig(ratio=ratio, clip_low=10, clip_high=10)).total
+        loss.backward()
+        found.append((float(loss.detach()), logprobs.grad))
+    assert found[0][0] == pytest.approx(found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    ratio = math.exp(float((LOGPROBS - OLD)[2:5].mean()))
+    assert found[0][1][2:5].tolist() == pytest.approx([2.0 * ratio / 3] * 3, abs=1e-6)
+
+
+def test_normalisers() -> None:
+    def of_loss(loss: str, **more: Any) -> float:
+        return normaliser(GrpoConfig(loss=loss, max_tokens=50, **more), 8, 200, 500)
+
+    assert [of_loss(loss) for loss in ("grpo", "sapo", "bnpo", "dr_grpo", "dapo", "cispo")] == [8, 8, 200, 400, 500, 500]
+    assert of_loss("dapo", minibatches=2) == 250
+
+
+def test_chords_share_and_its_weight_of_tokens() -> None:
+    config = GrpoConfig(sft=0.8, sft_end=0.2, sft_warmup=4, sft_decay=10)
+    assert [sft_share(n, config) for n in (1, 2, 4)] == pytest.approx([0.2, 0.4, 0.8])
+    assert sft_share(9, config) == pytest.approx(0.5)
+    assert sft_share(14, config) == sft_share(99, config) == pytest.approx(0.2)
+    assert sft_share(1, GrpoConfig()) == 0
+    logprobs, weights = torch.tensor([0.5, 0.25]).log(), torch.tensor([1.0, 2.0])
+    assert float(supervised_loss(logprobs, weights, False)) == pytest.approx(math.log(2) + 2 * math.log(4))
+    expected = math.log(2) * 0.25 + 2 * math.log(4) * 0.1875
+    assert float(supervised_loss(logprobs, weights, True)) == pytest.approx(expected)
+
+
+def row(text: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def test_a_row_becomes_its_prompt(tiny_bundle: ModelBundle) -> None:
+    template: Any = tiny_bundle.template
+    given = row("hi", solution=3)
+    given["messages"].append({"role": "assistant", "content": "the answer"})
+    (sample,) = PromptForm().encode(template, given)
+    assert sample.input_ids == template.prompt([{"role": "user", "content": "hi"}])
+    assert sample.label == {"row": given}
+    assert sample.trained_tokens == 1
+    with pytest.raises(ValueError, match="asks nothing"):
+        PromptForm().encode(template, {"messages": [{"role": "assistant", "content": "a"}]})
+    with pytest.raises(ValueError, match="media"):
+        PromptForm().encode(template, row("look", images=["a.png"]))
+
+
+def test_draws_are_a_function_of_the_number(tiny_bundle: ModelBundle) -> None:
+    samples = SampleList(s for n in range(5) for s in PromptForm().encode(tiny_bundle.template, row(f"q{n}")))  # type: ignore[arg-type]
+    prompts = Prompts(samples, 7)
+    first = [prompt.row["messages"][0]["content"] for prompt in prompts.draw(range(12))]
+    assert sorted(first[:5]) == sorted(first[5:10]) == [f"q{n}" for n in range(5)]
+    assert first[:5] != first[5:10]
+    assert [prompt.row["messages"][0]["content"] for prompt in Prompts(samples, 7).draw([11, 3])] == [first[11], first[3]]
+    assert [p.row["messages"][0]["content"] for p in Prompts(samples, 7, shuffle=False).draw([4, 6])] == ["q4", "q1"]
+    with pytest.raises(RequestError, match="no prompt"):
+        Prompts(SampleList(), 7)
+
+
+class Engine:
+    """Answers from a list, with a log-probability for each token."""
+
+    capabilities = frozenset({"sync"})
+
+    def __init__(self, answers: list[list[int]], end: str = "stop") -> None:
+        self.answers, self.end, self.asked, self.version, self.model = answers, end, list[Request](), 0, None
+
+    def generate(self, requests: Any, stream: bool = False) -> Any:
+        for index, request in enumerate(requests):
+            for choice in range(request.n):
+                ids = self.answers[len(self.asked) % len(self.answers)]
+                self.asked.append(request)
+                text = bytes(token - 3 for token in ids if token > 2).decode("latin1")
+                yield Completion(index, text, ids, [-0.5] * len(ids), self.end, 0, self.version, choice)
+
+
+def rollouts_of(engine: Any, bundle: ModelBundle, **more: Any) -> Rollouts:
+    weights = Weights(engine, type("Tuned", (), {"model": object(), "save": lambda *_: None})())  # type: ignore[arg-type]
+    stages = Stages({}, 20.0, "trainer.timeouts")
+    return Rollouts(engine, bundle.template, weights, Sampling(max_tokens=40), 5, stages, **more)  # type: ignore[arg-type]
+
+
+def test_rollouts_keep_ids_and_tell_what_was_cut(tiny_bundle: ModelBundle) -> None:
+    engine = Engine([[70, 71, 2]])
+    engine.version = 4
+    groups = rollouts_of(engine, tiny_bundle).make([Prompt(9, [5, 6], row("a")), Prompt(10, [7], row("b"))], 2)
+    assert [[r.ids for r in group] for group in groups] == [[[5, 6, 70, 71, 2]] * 2, [[7, 70, 71, 2]] * 2]
+    assert groups[0][1].own == [False, False, True, True, True]
+    assert (groups[0][0].version, groups[0][0].length, groups[0][0].truncated, groups[1][1].choice) == (4, 3, False, 1)
+    assert groups[0][0].sample().weights == [0, 0, 1, 1, 1]
+    assert [request.seed for request in engine.asked[::2]] == [seed_of(5, 9), seed_of(5, 10)]
+    assert rollouts_of(Engine([[70]], "length"), tiny_bundle).make([Prompt(0, [5], row("a"))], 1)[0][0].truncated
+    silent = begin(Prompt(0, [5], row("a")), 0)
+    with pytest.raises(RunError, match="2 tokens and 1 log-probabilities"):
+        add(silent, Completion(0, "", [1, 2], [-1.0], "stop"), 0)
+
+
+def test_a_talk_is_never_tokenized_again(tiny_bundle: ModelBundle) -> None:
+    """Three turns: the ids are what the template writes for the whole talk, the loss is on the model's own tokens, and rewards
+    add up. The ids that were drawn need not be those that their text would be tokenized to."""
+    template: Any = tiny_bundle.template
+    tokenizer = tiny_bundle.processor
+    said = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one<|im_end|>", "two<|im_end|>", "six<|im_end|>")
+    ]
+    engine = Engine(said)
+    factory = make_factory(f"{HERE / 'grpo_letters.py'}:Guess", None, {})  # type: ignore[arg-type]
+    made = rollouts_of(engine, tiny_bundle, environment=factory, turns=5)
+    ((rollout,),) = made.make([Prompt(0, [1], row("hi"))], 1)
+    talk = [
+        ("user", "hi"), ("user", "begin"), ("assistant", "one"), ("user", "again 1"), ("assistant", "two"), ("user", "again 2"),
+    ]  # fmt: skip
+    expected = template.prompt([{"role": role, "content": text} for role, text in talk]) + said[2]
+    assert rollout.ids == expected
+    own = [token for token, mine in zip(rollout.ids, rollout.own, strict=True) if mine]
+    assert own == [*said[0], *said[1], *said[2]]
+    assert (rollout.turns, rollout.length, rollout.reward, rollout.finish) == (3, 12, pytest.approx(9.0), "stop")
+    assert [message["role"] for message in rollout.messages] == ["user", "assistant", "user", "assistant", "user", "assistant"]
+    assert [request.max_tokens for request in engine.asked] == [40, 36, 32]
+    ((cut,),) = rollouts_of(Engine(said), tiny_bundle, environment=factory, turns=2).make([Prompt(0, [1], row("hi"))], 1)
+    assert (cut.turns, cut.truncated) == (2, True)
+
+
+def test_an_answer_that_a_text_ended_gets_its_end_marker(tiny_bundle: ModelBundle) -> None:
+    """Untrained, as the model did not make it."""
+    said, template = [{"role": "user", "content": "b"}], tiny_bundle.template
+    answer = {"role": "assistant", "content": "x"}
+    with_end = continuation(template, answer, said, None, False, {})  # type: ignore[arg-type]
+    assert with_end[1:] == continuation(template, answer, said, None, True, {})  # type: ignore[arg-type]
+    assert tiny_bundle.processor.decode(with_end) == "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("Stuck", r"stage environment \(step of prompt 3, answer 0\) has not ended in 0\.2 s"), ("Faulty", "no such move")],
+)
+def test_an_environment_that_hangs_or_fails_is_named(name: str, told: str, tiny_bundle: ModelBundle) -> None:
+    factory = make_factory(f"{HERE / 'grpo_letters.py'}:{name}", None, {})  # type: ignore[arg-type]
+    made = rollouts_of(Engine([[70, 2]]), tiny_bundle, environment=factory, turns=2)
+    made.stages = Stages({"environment": 0.2}, 20.0, "trainer.timeouts")
+    with pytest.raises(RunError, match=told):
+        made.make([Prompt(3, [1], row("hi"))], 1)
+
+
+def test_tools_answer_with_what_they_give_or_with_their_error(tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("def add(a, b):\n    return a + b\n")
+    world = tool_factory([f"{tmp_path / 'tools.py'}:add"])()
+    assert isinstance(world, ToolEnvironment)
+
+    def call(name: str, arguments: Any) -> dict[str, Any]:
+        return {"id": "call_0", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    calls = [call("add", {"a": 2, "b": 3}), call("add", '{"a": 2}'), call("take", {})]
+    said, reward, done = world.step({"role": "assistant", "content": "", "tool_calls": calls})
+    assert [message["role"] for message in said] == ["tool"] * 3
+    assert said[0]["content"] == "5"
+    assert "missing 1 required positional argument" in said[1]["content"]
+    assert said[2]["content"] == "error: no tool 'take'; there are: add"
+    assert (reward, done) == (0.0, False)
+    assert world.step({"role": "assistant", "content": "5"}) == ([], 0.0, True)
+    with pytest.raises(RequestError, match="no 'take'"):
+        tool_factory([f"{tmp_path / 'tools.py'}:take"])
+    with pytest.raises(RequestError, match="no such file"):
+        make_factory("nowhere.py:World", None, {})  # type: ignore[arg-type]
+
+
+def test_batches_hold_groups_and_leave_out_what_is_empty(tiny_bundle: ModelBundle) -> None:
+    def scored(number: int, own: int) -> Scored:
+        rollout = begin(Prompt(number, list(range(20, 40)), row("a")), 0)
+        add(rollout, Completion(0, "", [50 + n for n in range(own)], [-1.0] * own, "stop"), 0)
+        return Scored(rollout)
+
+    groups = [[scored(0, 3), scored(0, 0), scored(0, 5)], [scored(1, 0)], [scored(2, 30), scored(2, 30)]]
+    for flat, limit, parts in ((True, 60, [2, 1, 1]), (True, 200, [4]), (False, 60, [2, 1, 1])):
+        found = list(Batcher(tiny_bundle.template, flat, flat, limit).of(groups))  # type: ignore[arg-type]
+        assert [len(answers) for _, answers in found] == parts
+        assert sum(batch.trained_tokens for batch, _ in found) == 68
+    ((batch, _),) = Batcher(tiny_bundle.template, True, True, 200).of(groups)  # type: ignore[arg-type]
+    assert batch.inputs["input_ids"].shape[1] < 2 * 20 + 68 + 8  # each prompt once
+
+
+def test_stages_are_timed_and_end(capfd: pytest.CaptureFixture[str]) -> None:
+    stages = Stages({"rewards": 0.2}, 5.0, "trainer.timeouts")
+    with stages.stage("rollouts"):
+        time.sleep(0.1)
+        with stages.stage("environment"):
+            time.sleep(0.15)
+    times = stages.take()
+    assert times["rollouts"] == pytest.approx(0.1, abs=0.09)
+    assert times["environment"] == pytest.approx(0.15, abs=0.1)
+    assert stages.take() == {}
+    told = r"stage rewards has not ended in 0\.2 s; it was at .*test_grpo_parts.* \(trainer\.timeouts\.rewards is the limit\)"
+    with pytest.raises(RunError, match=told), stages.stage("rollouts"), stages.stage("rewards"):
+        time.sleep(5)
+
+
+def test_an_outer_stages_limit_holds_after_an_inner_one() -> None:
+    stages = Stages({"rollouts": 0.3}, 5.0, "x")
+
+    def work() -> None:
+        with stages.stage("environment"):
+            time.sleep(0.1)
+        time.sleep(5)
+
+    with pytest.raises(RunError, match="stage rollouts"), stages.stage("rollouts"):
+        work()
+
+
+def test_what_is_made_ahead_is_taken_once() -> None:
+    ahead = Ahead(Stages({}, 5.0, "x"))
+    prompts = [Prompt(3, [1], {})]
+    ahead.begin(prompts, lambda: "begun")  # type: ignore[arg-type,return-value]
+    assert ahead.waits
+    assert ahead.take(prompts, lambda: "now") == "begun"  # type: ignore[arg-type,return-value]
+    assert (ahead.waits, ahead.take(prompts, lambda: "now")) == (False, "now")  # type: ignore[arg-type,return-value]
+
+    def fail() -> Any:
+        raise RunError("the engine died")
+
+    ahead.begin(prompts, fail)
+    with pytest.raises(RunError, match="the engine died"):
+        ahead.take(prompts, lambda: "now")  # type: ignore[arg-type,return-value]
+
+
+def told(scores: list[float], truncated: bool = False, version: int = 0) -> ToldGroup:
+    return ToldGroup(0, [Told({"a": s, "b": None}, s, 10, truncated, version, 1, 15.0) for s in scores])
+
+
+def test_figures_of_a_step() -> None:
+    found = figures([told([0.0, 1.0]), told([1.0, 1.0], True)], 2)
+    assert (found["reward"], found["no_signal"], found["truncated"], found["staleness"]) == (0.75, 0.5, 0.5, 2.0)
+    assert found["reward_std"] == found["reward_std/a"] == pytest.approx(0.5)
+    assert math.isnan(found["reward/b"])
+    assert (found["entropy"], found["length"]) == (1.5, 10.0)
+    one, other = Sums(), Sums()
+    one.add(10, {"kl": 2.0, "mismatch_max": 0.1})
+    other.add(30, {"kl": 2.0, "mismatch_max": 0.4})
+    assert Sums.means([one, other]) == {"kl": 0.1, "mismatch_max": 0.4}
+
+
+def test_rewards_of_files_have_short_names() -> None:
+    assert labelled(["a.py:one", "accuracy", {"name": "b.py:two"}]) == [
+        {"name": "a.py:one", "label": "one"}, "accuracy", {"name": "b.py:two"},
+    ]  # fmt: skip
+    assert labelled(["a.py:one", "b.py:one"]) == ["a.py:one", "b.py:one"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    {
+        "group of one": ({"generations": 1}, "generations must be at least 2"),
+        "share": ({"entropy_share": 0}, "entropy_share must be in"),
+        "delta": ({"delta": 0.5}, "delta must be above 1"),
+        "ahead": ({"ahead": True, "resample": 2}, "cannot be had with resample"),
+        "stage": ({"timeouts": {"rewardz": 3}}, "no stage 'rewardz'"),
+        "gdpo": ({"advantage": "gdpo", "kl": 0.1, "kl_in": "reward"}, "kl_in must be loss"),
+        "cap": ({"mismatch_cap": 0.5, "mismatch_floor": 0.6}, "above mismatch_floor"),
+        "margin": ({"overlong_margin": 999}, "at most max_tokens"),
+        "old": ({"old": "engine", "mismatch": "mask"}, "old must be trainer"),
+        "loss": ({"loss": "grop"}, "one of grpo, bnpo"),
+        "tokens": ({"max_tokens": 0}, "max_tokens must be at least 1"),
+    }.values(),
+)
+def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        build_options(GrpoConfig, options, "trainer.grpo")
+
+
+def test_presets_are_options() -> None:
+    assert (DapoConfig().loss, DapoConfig().clip_high, DapoConfig().resample) == ("dapo", 0.28, 3)
+    assert (GspoConfig().ratio, GspoConfig().clip_low) == ("sequence", 3e-4)
+    assert (CispoConfig().loss, CispoConfig().clip_high, GrpoConfig(loss="cispo").clip_high) == ("cispo", 5.0, 5.0)
+    assert (RlooConfig().advantage, RlooConfig().kl_in, RlooConfig().ratio) == ("rloo", "reward", "answer")
+    assert GrpoConfig(advantage="reinforce_plus_plus", generations=1).generations == 1
+
+
+def test_a_rollout_tells_rewards_how_it_came_about() -> None:
+    rollout = Rollout(0, 0, row("a"), [1], [False], finish="length", turns=2)
+    assert rollout.told()["rollout"] == {"messages": [], "tokens": 0, "finish": "length", "turns": 2}
