@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from swift_core.errors import RequestError, RunError
 from swift_core.types import Batch, Run, Sample, Samples
 from swift_plugin_supervised.feed import share_of_rank
 from swift_plugin_supervised.groups import group_batches
@@ -80,18 +81,28 @@ class AnswerTrainer(PreferenceTrainer):
         """max(0, mean of log policy - log reference) over all ranks' samples (KTO, section 4.2). Collective."""
         total, count = 0.0, 0
         while chunk := [sample for _, sample in zip(range(self.config.batch_size), samples, strict=False)]:
-            limit = getattr(self.run.backend, "pass_tokens", None)
-            for batch, members in group_batches(self.run.template, [[s] for s in chunk], self.flat, False, limit):
+            for batch, members in self._joined(chunk):
                 found = [answers(steps.forward(role, batch), batch, len(members)) for role in ("policy", "reference")]
                 total += float((found[0] - found[1]).sum())
                 count += len(members)
         sums = [sum(values) for values in zip(*everywhere((total, count)), strict=True)]
         return max(0.0, sums[0] / sums[1]) if sums[1] else 0.0
 
+    def _joined(self, samples: list[Sample]) -> Iterator[tuple[Batch, list[int]]]:
+        limit = getattr(self.run.backend, "pass_tokens", None)
+        try:
+            yield from group_batches(self.run.template, [[sample] for sample in samples], self.flat, False, limit)
+        except RunError as err:
+            raise RequestError(
+                f"trainer.kto: a prompt with media and the answer to another one do not join ({err}); trainer.loss="
+                "apo_zero_unpaired needs no such estimate"
+            ) from err
+
     def moved(self, prompt: Sample, other: Sample) -> Sample:
         """A prompt with the answer to another one, cut where it is longer than a sample may be."""
-        start, limit = first_trained(other), self.config.max_length
-        end = first_trained(prompt)
+        end, start = first_trained(prompt), first_trained(other)
+        limit = None if prompt.media else self.config.max_length
         ids = [*prompt.input_ids[:end], *other.input_ids[start:]][:limit]
         weights = [*[0.0] * end, *other.weights[start:]][:limit]
-        return replace(prompt, input_ids=ids, weights=weights)
+        text = prompt.label.get("asks", "") + other.label.get("says", "")
+        return replace(prompt, input_ids=ids, weights=weights, text=text)

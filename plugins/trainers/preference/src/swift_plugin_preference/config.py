@@ -133,6 +133,11 @@ class KtoConfig(Referring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reference_ahead and self.loss == "kto":
+            raise ValueError(
+                "reference_ahead is not to be had with loss kto: its estimate of KL pairs prompts with other answers at each "
+                "step; loss apo_zero_unpaired has none"
+            )
         if min(self.desirable, self.undesirable) < 0 or max(self.desirable, self.undesirable) == 0:
             raise ValueError("desirable and undesirable must be at least 0, and not both 0")
 

@@ -28,16 +28,21 @@ class LabelledRows:
     def encode(self, template: Template, row: Row) -> list[Sample]:
         """One sample, or two of a pair, with `label["good"]`. Raises ValueError with the reason to refuse the row."""
         if row.get("rejected"):
-            return [labelled(sample, good) for sample, good in zip(sides(template, row), (True, False), strict=True)]
+            both = zip(sides(template, row), (True, False), strict=True)
+            return [labelled(template, sample, good) for sample, good in both]
         if row.get("label") is None:
             raise ValueError("the row has neither a 'label', true or false, nor a 'rejected' answer")
         messages = row["messages"]
         prompt = 1 + max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
-        return [labelled(side(template, row, messages, prompt, "row"), is_good(row["label"]))]
+        return [labelled(template, side(template, row, messages, prompt, "row"), is_good(row["label"]))]
 
 
-def labelled(sample: Sample, good: bool) -> Sample:
+def labelled(template: Template, sample: Sample, good: bool) -> Sample:
+    """The sample with its label; where the model sees media, with the text of prompt and answer, to join it with other ones."""
     sample.label = {"good": good}
+    if getattr(template, "media", None) is not None:
+        start = sample.spans[0][0]
+        sample.label |= {"asks": sample.text[:start], "says": sample.text[start:]}
     return sample
 
 
@@ -69,18 +74,15 @@ def sides(template: Template, row: Row) -> list[Sample]:
                 f"the chosen and the rejected conversation have no common prompt: they part at message {prompt}, which in the "
                 f"{name} one is of role {messages[prompt]['role']}"
             )
-    found = [side(template, row, messages, prompt, name) for name, messages in (("chosen", chosen), ("rejected", rejected))]
+    found = [
+        side(template, row, messages, prompt, name) for name, messages in (("chosen side", chosen), ("rejected side", rejected))
+    ]
     if found[0].input_ids == found[1].input_ids:
         raise ValueError("the chosen and the rejected answer are the same, as the template writes them")
-    for name, sample in zip(("chosen", "rejected"), found, strict=True):
-        if not sample.trained_tokens:
-            raise ValueError(f"the {name} answer has no trained token: it is empty, or train is false on all of it")
     starts = [first_trained(sample) for sample in found]
     one, other = (sample.input_ids[:start] for sample, start in zip(found, starts, strict=True))
     if one != other:
-        raise ValueError(
-            "the chosen and the rejected side have no common prompt: the template writes what stands before them otherwise"
-        )
+        raise ValueError("the two sides have no common prompt: the template writes differently what stands before the answers")
     return found
 
 
@@ -93,7 +95,10 @@ def side(template: Template, row: Row, messages: Sequence[Row], prompt: int, nam
                 message["train"] = False
     if not any(message["role"] == "assistant" for message in said[prompt:]):
         raise ValueError(f"the {name} has no answer to its last question")
-    found = template.encode({**{key: value for key, value in row.items() if key not in OF_PAIRS}, "messages": said})
+    try:
+        found = template.encode({**{key: value for key, value in row.items() if key not in OF_PAIRS}, "messages": said})
+    except ValueError as err:
+        raise ValueError(f"the {name}'s conversation: {err}") from err
     if len(found) != 1:
         raise ValueError(
             f"the template makes {len(found)} samples of the {name}'s answers, as it writes earlier ones otherwise than the "
