@@ -65,7 +65,7 @@ class Answers:
     def pair(
         self, source: str, shown: Placed, answer: tuple[list[int], list[float]], special: bool, said: str, **more: Any
     ) -> Sample:
-        """A sample of a prompt's text with its media, and an answer's ids and weights. `said` is the answer's text."""
+        """A sample of a prompt's text with its media, and an answer's ids and weights. `said` is the answer's text, to be shown."""
         if not self.reads_text:
             self.media.seen(shown)
             given = self.prefix(source)
@@ -241,8 +241,8 @@ class PlainAnswers(Answers, PlainTemplate):
             raise ValueError(BEFORE)
         piece: Piece = (0, len(said), weight)
         pieces = by_regex(said, piece, self.spans) if self.spans else [piece]
-        spans = [(start + len(source), end + len(source)) for start, end in trained_spans(pieces)]
-        return self.pair(source, shown, self.answer(said, pieces, weight), True, said, turns=[n], spans=spans)
+        spans = [(start + len(source) + 1, end + len(source) + 1) for start, end in trained_spans(pieces)]
+        return self.pair(source, shown, self.answer(said, pieces, weight), True, f"\n{said}", turns=[n], spans=spans)
 
     def answer(self, said: str, pieces: Sequence[Piece], weight: float) -> tuple[list[int], list[float]]:
         """Ids and weights of an answer, as the tokenizer writes targets, the end-of-text token last."""
