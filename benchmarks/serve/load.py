@@ -3,7 +3,9 @@
     python -m benchmarks.serve.load [--model DIR] [--clients 200] [--seconds 120] [--swaps 1000] [--json]
 
 Starts a server with a tiny random model and four adapters of it, unless --model names another (then the swaps are left out).
-Prints how every request ended, the memory of the server as time goes on, and exits with 1 where a promise is broken.
+Prints how every request ended, the memory of the server as time goes on, and exits with 1 where a promise is broken. What is
+left of the command line goes to `swift-core serve`; engine.prefix_mib=16 stands before it, so that the cache of prompts' states
+is full early and what else grows is seen.
 """
 
 from __future__ import annotations
@@ -68,6 +70,14 @@ class Report:
         second, last = sorted(self.memory[quarter : 2 * quarter]), sorted(self.memory[-quarter:])
         return last[len(last) // 2] / second[len(second) // 2] - 1
 
+    def table(self) -> dict[str, float]:
+        """Resident MiB at twelve moments of the load: the median of the samples about each."""
+        count, found = len(self.memory) - 1, {}
+        for n in range(12):
+            part = sorted(self.memory[count * n // 12 : max(count * (n + 1) // 12, count * n // 12 + 1)])
+            found[f"{self.seconds * (n + 0.5) / 12:.0f} s"] = part[len(part) // 2]
+        return found
+
     def told(self) -> dict[str, Any]:
         firsts = sorted(self.first) or [0.0]
         return {
@@ -76,6 +86,7 @@ class Report:
             "first_token_p99": round(firsts[int(len(firsts) * 0.99)], 3),
             "memory_mib": {"begin": self.memory[0], "end": self.memory[-1], "highest": max(self.memory),
                            "growth": round(self.growth(), 4)},
+            "memory_by_time": self.table(),
             "swaps": self.swaps, "wrong": self.wrong, "left": self.left, "exit_code": self.exit_code, "broken": self.broken(),
         }  # fmt: skip
 
@@ -262,7 +273,8 @@ def main() -> None:
         if model is None:
             model, adapters = make_models(folder)
             extra = [item for name, path in zip(ADAPTERS, adapters, strict=True) for item in ("--adapter", f"{name}={path}")]
-        server = Server(folder, "--model", model, "--name", "tiny", *extra, *rest)
+        small = [] if args.model else ["engine.prefix_mib=16"]
+        server = Server(folder, "--model", model, "--name", "tiny", *extra, *small, *rest)
         try:
             report = asyncio.run(load(server, "tiny", args.clients, args.seconds, 0 if args.model else args.swaps))
         finally:

@@ -54,6 +54,7 @@ def serve(
     """Serve a model over OpenAI's API, until it is told to end."""
     from swift_plugin_serve.app import make_app
     from swift_plugin_serve.auth import keys_of
+    from swift_plugin_serve.memory import few_arenas
     from swift_plugin_serve.run import bound, run
     from swift_plugin_serve.served import Served
 
@@ -68,6 +69,7 @@ def serve(
         timeout=timeout, grace=grace, max_context=max_context, stored=stored, log_prompts=log_prompts,
     )  # fmt: skip
     config = config_of(arguments, **flags)
+    few_arenas()
     listening = bound(host, port)  # before the model is loaded: a port that is taken is told at once
     try:
         with Session(config, console_events()) as session:
