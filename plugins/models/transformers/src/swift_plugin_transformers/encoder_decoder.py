@@ -65,7 +65,7 @@ class Answers:
     def pair(
         self, source: str, shown: Placed, answer: tuple[list[int], list[float]], special: bool, said: str, **more: Any
     ) -> Sample:
-        """A sample of a prompt's text with its media, and an answer's ids and weights. `said` is the answer's text, to be shown."""
+        """A sample of a prompt's text with its media, and an answer's ids and weights. `said`: its text, to be shown."""
         if not self.reads_text:
             self.media.seen(shown)
             given = self.prefix(source)

@@ -32,6 +32,7 @@ NAMED = re.compile(r"image|video|audio|vision|boi|boa|bov|img")  # attributes of
 SHAPED = re.compile(r"<\|?(?:image|video|audio)(?:_\d+)?\|?>|\[IMG\]")
 TRIES = 8  # sizes tried to keep a medium within `max_tokens`
 FLAT = {"GotOcr2Processor", "IdeficsProcessor"}  # those that read a list in a list as pages of one picture, or set it last
+ALWAYS_SEES = {"IdeficsProcessor"}  # whose model asks for pictures in every pass; one that no token sees, where there is none
 PLACES_ITSELF = {"Florence2Processor"}  # those that put the place of a picture into the text themselves
 VIDEOS_AS_IMAGES = {"InstructBlipVideoProcessor"}  # those that take their videos by the name `images`
 TOLD = {  # what some processors must be told, to leave the end of the text alone or to say all that the model needs
@@ -290,7 +291,7 @@ class Multimodal:
                 starts[n] = starts[n - 1] + len(parts[n - 1].input_ids) if rows[n] == rows[n - 1] else 0
             places = [(row, start, len(part.input_ids)) for row, start, part in zip(rows, starts, parts, strict=True)]
             size = (len(samples), batch.labels.shape[1])
-            batch.inputs.update(join(found, places, size, self.extras, self.layout))
+            batch.inputs.update(self._with_blanks(join(found, places, size, self.extras, self.layout), size))
             self._mark_answers(batch, places)
         return batch
 
@@ -350,6 +351,7 @@ class Multimodal:
             ids, found = _ids(out), tensors_of({key: value for key, value in out.items() if key not in OURS})
         tokens = torch.tensor([ids])
         joined = join([found], [(0, 0, len(ids))], (1, len(ids)), self.extras, self.layout) if found or self.extras else {}
+        joined = self._with_blanks(joined, (1, len(ids)))
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **joined}
 
     def seen(self, placed: Placed, where: str = "", processor: Any = None) -> dict[str, torch.Tensor]:
@@ -380,6 +382,24 @@ class Multimodal:
         return tuple(key for key, value in found.items() if tuple(value.shape[:2]) == (1, length) and not value.any())
 
     @cached_property
+    def blanks(self) -> dict[str, torch.Tensor]:
+        """What a processor of `ALWAYS_SEES` makes of a text without media, [1, T, ...] or [1, ...]: zeros."""
+        if type(self.processor).__name__ not in ALWAYS_SEES:
+            return {}
+        out = self.call(self.render([{"role": "user", "content": "a"}]), Decoded(), self._own())
+        return tensors_of({key: value for key, value in out.items() if key not in OURS})
+
+    def _with_blanks(self, joined: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """The tensors of a batch of `size` (B, T), and a blank picture that no token sees where it has none."""
+        if not self.blanks or self.blanks.keys() - set(self.extras) <= joined.keys():
+            return joined
+        zeros = {
+            key: value.new_zeros((*size, *value.shape[2:]) if key in self.extras else (size[0], *value.shape[1:]))
+            for key, value in self.blanks.items()
+        }
+        return {**joined, **zeros}
+
+    @cached_property
     def layout(self) -> Layout:
         """Which tensors count rows first. Two pictures in one text tell: a tensor with a first dimension of 1 counts rows,
         unless it is 1 for two texts too, and another dimension grows."""
@@ -390,6 +410,7 @@ class Multimodal:
             if kind == "image" and any(value.ndim > 3 for value in found.values()):
                 along |= self._grown(found)
             rows |= {key for key in found if not key.startswith("qformer_")} - along.keys()  # those: a question a picture
+        rows |= self.blanks.keys() - set(self.extras)
         return Layout(frozenset(rows), along)
 
     def _grown(self, found: dict[str, torch.Tensor]) -> dict[str, int]:
