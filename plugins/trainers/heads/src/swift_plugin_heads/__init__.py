@@ -1,1 +1,1 @@
-"""The trainers classify, tag, embed, rerank and reward."""
+"""The trainers classify, tag, embed, rerank, reward and prm."""

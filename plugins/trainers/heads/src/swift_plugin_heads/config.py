@@ -1,4 +1,4 @@
-"""Options of the trainers `classify`, `tag`, `embed`, `rerank` and `reward`. Torch-free."""
+"""Options of the trainers `classify`, `tag`, `embed`, `rerank`, `reward` and `prm`. Torch-free."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ class EmbedConfig(HeadsConfig):
         super().__post_init__()
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+
+@dataclass
+class RewardConfig(HeadsConfig):
+    """`trainer: {name: reward, center: 0.01}`."""
+
+    center: float | None = option(None, "weight of the square of a pair's summed scores, which holds them around 0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.center is not None and self.center < 0:
+            raise ValueError(f"center must be at least 0 or null, not {self.center}")

@@ -98,7 +98,10 @@ def ranking(scores: torch.Tensor, lengths: Sequence[int], values: Sequence[float
     return total
 
 
-def bradley_terry(scores: torch.Tensor, margins: Sequence[float]) -> torch.Tensor:
-    """-log sigmoid(better - worse - margin), sum over pairs (Bradley and Terry 1952); scores [2 B], better before worse."""
+def bradley_terry(scores: torch.Tensor, margins: Sequence[float], center: float | None = None) -> torch.Tensor:
+    """-log sigmoid(better - worse - margin), sum over pairs (Bradley and Terry 1952; the margin: Touvron et al. 2023, Llama 2,
+    arXiv 2307.09288, equation 2); scores [2 B], better before worse. center: plus center (better + worse)^2, which holds scores
+    around 0 (Eisenstein et al. 2023, arXiv 2312.09244, section 2)."""
     better, worse = scores.float().view(-1, 2).unbind(1)
-    return -functional.logsigmoid(better - worse - torch.tensor(margins, device=scores.device)).sum()
+    loss = -functional.logsigmoid(better - worse - torch.tensor(margins, device=scores.device)).sum()
+    return loss if center is None else loss + center * ((better + worse) ** 2).sum()

@@ -68,6 +68,13 @@ def pairs(better: Sequence[float], worse: Sequence[float]) -> dict[str, float]:
     return {"accuracy": hits / n, "margin": sum(a - b for a, b in zip(better, worse, strict=True)) / n}
 
 
+def steps(predicted: Sequence[Sequence[int]], right: Sequence[Sequence[int]]) -> dict[str, float]:
+    """The share of steps that are judged rightly, and of rows of which all are."""
+    pairs = [(a, b) for p, r in zip(predicted, right, strict=True) for a, b in zip(p, r, strict=True)]
+    whole = sum(list(p) == list(r) for p, r in zip(predicted, right, strict=True))
+    return {"accuracy": sum(a == b for a, b in pairs) / max(1, len(pairs)), "row_accuracy": whole / max(1, len(right))}
+
+
 def figures(kind: str, seen: list[tuple[Any, Any]]) -> dict[str, float]:
     """The figures of a kind of prediction; `seen` are pairs of predicted and right."""
     if not seen:
@@ -77,5 +84,7 @@ def figures(kind: str, seen: list[tuple[Any, Any]]) -> dict[str, float]:
         return ranks(predicted)
     if kind == "alike":
         return {"pearson": pearson(predicted, right)}
-    table = {"single_label": classes, "multi_label": class_sets, "regression": numbers, "tag": tags, "pair": pairs}
+    table = {
+        "single_label": classes, "multi_label": class_sets, "regression": numbers, "tag": tags, "pair": pairs, "steps": steps,
+    }  # fmt: skip
     return table[kind](predicted, right)

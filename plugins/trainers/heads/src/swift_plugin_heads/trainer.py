@@ -17,6 +17,7 @@ from swift_plugin_heads.metrics import figures
 TASKS = {
     "classify": ("sequence_classification",), "tag": ("token_classification",), "embed": ("embedding",),
     "rerank": ("reranker", "sequence_classification"), "reward": ("reward", "sequence_classification"),
+    "prm": ("token_classification",),
 }  # fmt: skip
 """Trainers -> the tasks of the models that they train."""
 
@@ -25,11 +26,11 @@ Seen = tuple[str, list[tuple[Any, Any]]]
 
 
 class HeadTrainer(SupervisedTrainer):
-    """Trainers `classify`, `tag`, `embed`, `rerank`, `reward`."""
+    """Trainers `classify`, `tag`, `embed`, `rerank`, `reward`, `prm`."""
 
     def __init__(self, trainer_id: str, run: Run) -> None:
         heads: dict[str, Callable[[Any], Head]] = {
-            "classify": Classes, "tag": Tags, "embed": Vectors, "rerank": Ranking, "reward": Pairs
+            "classify": Classes, "tag": Tags, "embed": Vectors, "rerank": Ranking, "reward": Pairs, "prm": Steps
         }  # fmt: skip
         self.trainer_id, self.head = trainer_id, heads[trainer_id](run)
         super().__init__(run, self.loss, Watch(self.head))
@@ -41,7 +42,8 @@ class HeadTrainer(SupervisedTrainer):
                 f"trainer {self.trainer_id}: the model was loaded for {bundle.task}; set model.task={TASKS[self.trainer_id][0]}"
             )
         if not hasattr(self.run.template, "task") or self.run.template.task not in TASKS[self.trainer_id]:
-            raise RequestError(f"trainer {self.trainer_id}: its rows need the template {self.trainer_id}")
+            needed = "tag" if self.trainer_id == "prm" else self.trainer_id
+            raise RequestError(f"trainer {self.trainer_id}: its rows need the template {needed}")
         self.head.check()
         return super().fit()
 
@@ -125,6 +127,11 @@ class Tags(Head):
         return "tag", found
 
 
+class Steps(Tags):
+    def seen(self, outputs: Any, batch: Batch) -> Seen:
+        return "steps", super().seen(outputs, batch)[1]
+
+
 class Vectors(Head):
     def check(self) -> None:
         first = self.first()
@@ -200,7 +207,7 @@ class Ranking(Head):
 
 class Pairs(Head):
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        return losses.bradley_terry(outputs.logits[:, 0], batch.targets["value"])
+        return losses.bradley_terry(outputs.logits[:, 0], batch.targets["value"], self.config.center)
 
     def seen(self, outputs: Any, batch: Batch) -> Seen:
         scores = outputs.logits[:, 0].float().cpu().view(-1, 2).tolist()
