@@ -222,3 +222,18 @@ def test_weights_of_messages_and_spans(folder: Path) -> None:
     assert [row["role"] for row in TALK["messages"]][2] == "assistant"
     last: Any = swift_make_template("checkpoint", processor, ChatTemplateConfig(loss="last"))
     assert [sample.turns for sample in last.encode(TALK)] == [[4]]
+
+
+def test_the_languages_of_a_translator_are_set() -> None:
+    """NLLB's tokenizer writes the source's language before a prompt, and the target's before an answer."""
+    nllb = transformers.NllbTokenizer(src_lang="deu_Latn", tgt_lang="deu_Latn")
+    nllb.decoder_start, codes = 2, {code: nllb.convert_tokens_to_ids(code) for code in ("eng_Latn", "fra_Latn")}
+    options = ChatTemplateConfig(kwargs={"src_lang": "eng_Latn", "tgt_lang": "fra_Latn"})
+    template: Any = swift_make_template("checkpoint", nllb, options)
+    (sample,) = template.encode(ROWS[0])
+    count, eos = sample.label["encoder"], nllb.eos_token_id
+    assert (sample.input_ids[0], sample.input_ids[count - 1]) == (codes["eng_Latn"], eos)
+    assert (sample.input_ids[count], sample.input_ids[count + 1], sample.input_ids[-1]) == (2, codes["fra_Latn"], eos)
+    assert sample.weights[count + 1 :] == [1.0] * (len(sample.input_ids) - count - 1)
+    with pytest.raises(RequestError, match=r"'enable_thinking': .*set: src_lang, tgt_lang"):
+        swift_make_template("checkpoint", nllb, ChatTemplateConfig(kwargs={"enable_thinking": False}))

@@ -33,6 +33,7 @@ from swift_plugin_transformers.rendering import Conversation, has_template
 from swift_plugin_transformers.tensors import Layout, padded
 from swift_plugin_transformers.turns import find_turn
 
+LANGUAGES = ("src_lang", "tgt_lang")  # of a translator's tokenizer, which writes them before or after a text
 BEFORE = "nothing stands before the answer: an encoder-decoder reads a prompt, and answers it"
 
 
@@ -206,6 +207,11 @@ class PlainAnswers(Answers, PlainTemplate):
         super().__init__(processor, PlainTemplateConfig(getattr(config, "end", True), config.media))
         self.loss = getattr(config, "loss", "assistant")
         self.spans = compile_spans(getattr(config, "spans", {}))
+        for name, value in getattr(config, "kwargs", {}).items():
+            if name not in LANGUAGES or not hasattr(self.tokenizer, name):
+                known = ", ".join(language for language in LANGUAGES if hasattr(self.tokenizer, language)) or "none"
+                raise RequestError(f"template.kwargs: {name!r}: without a chat template its tokenizer's are set: {known}")
+            setattr(self.tokenizer, name, value)
 
     def joined(self, messages: Sequence[Row]) -> str:
         return "\n".join(map(self._text, messages))
