@@ -1,0 +1,1 @@
+"""The trainer ppo: proximal policy optimisation with a value model."""
