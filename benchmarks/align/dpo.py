@@ -77,6 +77,7 @@ def trl(job: Job, out: Path) -> Call:
         "--use_peft", "true", "--lora_r", str(job.rank), "--lora_alpha", str(job.alpha), "--lora_dropout", "0",
         "--lora_target_modules", "all-linear", "--beta", str(BETA), "--max_length", str(job.max_length), "--dtype", "bfloat16",
         "--bf16", "true", "--attn_implementation", "eager", "--train_sampling_strategy", "group_by_length",
+        "--remove_unused_columns", "false",
         "--warmup_steps", "0", "--save_strategy", "no", *schedule(job),
     ])  # fmt: skip
 

@@ -102,10 +102,16 @@ class TestKto(PreferenceContract):
 # --- learning and what is told ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", ["dpo", "orpo", "cpo", "simpo", "kto"])
+SLOWLY = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "trainer", ["dpo", *(pytest.param(name, marks=SLOWLY) for name in ("orpo", "cpo", "simpo")), "kto"]
+)  # fmt: skip
 def test_a_tiny_model_learns(trainer: str, tiny_folder: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", LABELLED if trainer == "kto" else ROWS)
-    summary = run(tiny_folder, rows, tmp_path / "run", trainer, options={"batch_size": 8, "eval_every": 4})
+    options = {"batch_size": 8, "eval_every": 4, **({"beta": 1.0} if trainer == "orpo" else {})}
+    summary = run(tiny_folder, rows, tmp_path / "run", trainer, options=options)
     steps, evals = logged(tmp_path / "run", "step"), logged(tmp_path / "run", "eval")
     assert evals[-1]["loss"] < evals[0]["loss"] - 0.05
     assert evals[-1]["reward_accuracy"] > 0.9
@@ -120,6 +126,7 @@ def test_a_tiny_model_learns(trainer: str, tiny_folder: Path, tmp_path: Path) ->
     assert "reward_accuracy" in report
 
 
+@pytest.mark.slow
 def test_a_new_adapter_begins_at_its_reference(tiny_folder: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ROWS)
     summary = run(
@@ -149,6 +156,7 @@ def test_references_computed_ahead_change_nothing(tiny_folder: Path, tmp_path: P
     assert copy["eval_loss"] == pytest.approx(live["eval_loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_policy_that_begins_with_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     """Its reference is said to be the base; computed ahead it is the policy as it begins."""
     rows = write(tmp_path / "rows.jsonl", ROWS)
@@ -163,6 +171,7 @@ def test_a_policy_that_begins_with_an_adapter(tiny_folder: Path, tmp_path: Path)
     assert logged(tmp_path / "own", "step")[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_lost_reference_is_told(tiny_folder: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ROWS)
     options = {"epochs": 2, "reference_ahead": True, "max_steps": 2}
@@ -178,8 +187,11 @@ def test_a_lost_reference_is_told(tiny_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "options"),
-    [("dpo", {}), ("dpo", {"reference_ahead": True, "rpo_alpha": 0.5}), ("orpo", {}), ("kto", {})],
-)
+    [
+        pytest.param("dpo", {}, marks=SLOWLY), ("dpo", {"reference_ahead": True, "rpo_alpha": 0.5}),
+        pytest.param("orpo", {}, marks=SLOWLY), pytest.param("kto", {}, marks=SLOWLY),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_ends_with_the_same_weights(
     trainer: str, options: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:

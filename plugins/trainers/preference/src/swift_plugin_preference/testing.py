@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from swift_core.config import parse_config
+from swift_core.config import build_options, parse_config
 from swift_core.plan import Plan
 from swift_core.session import Session
 from swift_core.source import SampleList
 from swift_core.types import Data, Run, Sample
 
 from swift_plugin_preference.answers import AnswerTrainer
+from swift_plugin_preference.config import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig
 from swift_plugin_preference.forms import LabelledRows, PairRows
 from swift_plugin_preference.pairs import PairTrainer
 
@@ -37,6 +41,11 @@ LABELLED = [
 ]
 
 
+CONFIGS: dict[str, type] = {
+    "dpo": DpoConfig, "orpo": OrpoConfig, "cpo": CpoConfig, "simpo": SimpoConfig, "kto": KtoConfig,
+}  # fmt: skip
+
+
 @dataclass
 class Step:
     """One step's loss and gradients, and the batches that it was made of."""
@@ -55,25 +64,31 @@ def disturb(model: Any) -> None:
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
+@cache
+def _session(model: Path, rest: str) -> Session:
+    """A session with a disturbed policy, kept for the tests that follow."""
+    tree = {"model": str(model), "trainer": "dpo", "backend": {"name": "torch", "device": "cpu", "precision": "fp32"}}
+    session = Session(parse_config(tree | json.loads(rest)))
+    session.__enter__()
+    atexit.register(session.__exit__, None, None, None)
+    disturb(session.get("policy").model)
+    return session
+
+
 @contextmanager
 def opened(model: Path, output: Path, trainer: str, **settings: Any) -> Iterator[Any]:
-    """A trainer of a run without data, its policy disturbed."""
-    options = {key: settings.pop(key) for key in list(settings) if key not in ("tuner", "models", "template")}
-    tree = {
-        "model": str(model), "trainer": {"name": trainer, **options}, "tuner": settings.pop("tuner", "full"),
-        "backend": {"name": "torch", "device": "cpu", "precision": "fp32"}, **settings,
-    }  # fmt: skip
-    with Session(parse_config(tree)) as session:
-        template = session.template(session.model_ref, session.processor(session.model_ref))
-        given = (session.config, session.trainer.options, Plan(), session.processor(session.model_ref), template)
-        data = Data(SampleList(), SampleList(), {})
-        run = Run(
-            *given, data, session.backend, session.events, session, output, resume_from=None, warm_start=None,
-            part=session.part, engine=session.policy_engine,
-        )  # fmt: skip
-        made = AnswerTrainer(run) if trainer == "kto" else PairTrainer(trainer, run)
-        disturb(run.models.get("policy").model)
-        yield made
+    """A trainer of a run without data, its policy disturbed. settings: the trainer's options, tuner and models."""
+    rest = {key: settings.pop(key) for key in list(settings) if key in ("tuner", "models")}
+    session = _session(model, json.dumps({"tuner": "full", **rest}, sort_keys=True))
+    session.get("policy").model.zero_grad()
+    template = session.template(session.model_ref, session.processor(session.model_ref))
+    config = build_options(CONFIGS[trainer], settings, f"trainer.{trainer}")
+    run = Run(
+        session.config, config, Plan(), session.processor(session.model_ref), template, Data(SampleList(), SampleList(), {}),
+        session.backend, session.events, session, output, resume_from=None, warm_start=None, part=session.part,
+        engine=session.policy_engine,
+    )  # fmt: skip
+    yield AnswerTrainer(run) if trainer == "kto" else PairTrainer(trainer, run)
 
 
 def encoded(trainer: Any, rows: list[dict[str, Any]]) -> list[Sample]:
