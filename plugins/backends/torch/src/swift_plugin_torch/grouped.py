@@ -24,7 +24,8 @@ from swift_plugin_torch.positions import own_positions
 from swift_plugin_torch.rows import Row
 
 NONE = 2**31 - 1  # a token that is never made: `Finished` knows what ends a row
-LOSING = {"JanusForConditionalGeneration"}  # whose own `generate` hands text to the library's without the logits processors
+LOSING = {"JanusForConditionalGeneration", "WhisperForConditionalGeneration"}
+"""Whose own `generate` hands text to the library's without the logits processors, or makes its answer in pieces of its own."""
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]

@@ -13,6 +13,8 @@ import torch
 
 def own_positions(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`position_ids` [B, T] as the model's embeddings make them from input_ids [B, T]; nothing for most models."""
+    if "input_ids" not in inputs:  # an encoder that reads pictures or sound alone
+        return {}
     for module in model.modules():
         make = getattr(module, "create_position_ids_from_input_ids", None)
         if make is not None and getattr(module, "padding_idx", None) is not None:

@@ -9,6 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 KINDS = ("text", "image", "audio")
+HEAR = (
+    "canary", "cohere_asr", "moonshine", "moonshine_streaming", "seamless_m4t", "seamless_m4t_v2", "speech_to_text", "speecht5",
+    "whisper",
+)  # fmt: skip
+"""Model types whose encoder-decoder writes down what it hears; the library's table has some that make sounds beside them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,6 +43,8 @@ def architectures() -> list[Architecture]:
         heard = model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "flamingo" in model_type
         if heard and not name.endswith("TextToText"):
             audio.setdefault(model_type, name)
+    for model_type in HEAR:
+        audio.setdefault(model_type, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[model_type])
     text = {
         model_type: name for model_type, name in {**blind, **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}.items()
         if name not in {*image.values(), *audio.values()}

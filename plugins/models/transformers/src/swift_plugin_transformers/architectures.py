@@ -72,6 +72,8 @@ def is_multimodal(config: Any) -> bool:
     if config.model_type in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
         text_only = next(iter(config.architectures or ()), "") in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return not text_only or any(hasattr(config, f"{part}_config") for part in ("vision", "audio"))
+    if config.model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:  # Whisper and its kind hear, and have no parts
+        return next(iter(config.architectures or ()), "") not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     return any(getattr(config, f"{part}_config", None) is not None for part in ("vision", "audio", "thinker"))
 
 

@@ -366,7 +366,8 @@ class Multimodal:
             if where:
                 raise RunError(f"{where}: {err}; it could be read when the row was prepared") from err
             raise
-        return tensors_of({key: value for key, value in out.items() if key not in ("input_ids", "labels")})
+        ours = ("input_ids", "labels", "decoder_input_ids", "decoder_attention_mask")  # the decoder begins with the row's text
+        return tensors_of({key: value for key, value in out.items() if key not in ours})
 
     # --- what is learnt by trying ---------------------------------------------------------------------------------
 

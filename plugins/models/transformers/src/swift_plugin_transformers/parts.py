@@ -115,6 +115,8 @@ def _walk(module: Any, prefix: str, decoder: Any, found: dict[str, list[str]]) -
         full = f"{prefix}{name}"
         wraps = isinstance(child, nn.Module) and any(inner is decoder for inner in child.modules() if inner is not child)
         part = _part_by_name(name) or _part_by_input(module, name, child)
+        if wraps and name == getattr(module, "base_model_prefix", None):  # the whole bare model, as SpeechT5's
+            part = None
         if LANGUAGE.search(name) or (child is decoder and not _holds_media(child)):
             found.setdefault("language", []).append(full)
         elif part is None and (wraps or child is decoder or _holds_media(child)):

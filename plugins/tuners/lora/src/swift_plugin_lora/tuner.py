@@ -166,10 +166,11 @@ class LoraTuned:
 
 
 def task_of(bundle: ModelBundle) -> str | None:
-    """What peft calls the model's task; None for a model that takes no embeddings in place of ids, such as BLIP: what peft
-    wraps around a task names that argument in each call, and the model would hand it on to its parts."""
+    """What peft calls the model's task; None for a model that takes no embeddings in place of ids, such as BLIP, or no ids, as
+    those that write down what they hear: what peft wraps around a task names these arguments in each call, and the model would
+    hand them on to its parts."""
     takes = inspect.signature(type(bundle.model).forward).parameters
-    return TASKS.get(bundle.task) if "inputs_embeds" in takes else None
+    return TASKS.get(bundle.task) if {"inputs_embeds", "input_ids"} <= takes.keys() else None
 
 
 def heads(bundle: ModelBundle) -> list[str]:
