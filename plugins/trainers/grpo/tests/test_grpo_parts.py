@@ -72,7 +72,7 @@ def test_what_is_not_scored_counts_for_nothing(kind: str) -> None:
     found, alone = of(kind, scores), of(kind, scores[:, :2])
     assert found[:, 2:].abs().max() == 0
     assert torch.allclose(found[:, :2], alone)
-    assert of(kind, torch.full((2, 4), 0.7)).abs().max() < 1e-2
+    assert of(kind, torch.full((2, 4), 0.7)).abs().max() < (1e-2 if kind in ("gdpo", "reinforce_plus_plus") else 1e-12)
     assert of(kind, torch.full((2, 4), NAN)).abs().max() == 0
 
 

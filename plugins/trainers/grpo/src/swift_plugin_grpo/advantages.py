@@ -31,8 +31,10 @@ def advantages(
     elif kind == "rloo":
         given = (~scores.isnan()).sum(1, keepdim=True)
         found = scores - (scores.nansum(1, keepdim=True) - scores) / (given - 1)
+        found = found.masked_fill(~has_signal(scores)[:, None], 0.0)
     else:
         found = scores - scores.nanmean(1, keepdim=True)
+        found = found.masked_fill(~has_signal(scores)[:, None], 0.0)  # a mean of equal numbers may be another by a rounding
         if kind == "group":
             found = found / (spread(scores, 1) + EPSILON)
         elif kind == "batch":

@@ -40,6 +40,9 @@ from swift_plugin_grpo.stages import Stages, gathered
 from swift_plugin_grpo.weights import Weights
 
 
+FAR = 0.05  # of log-probabilities, on average: more than the roundings of two implementations in one precision
+
+
 @dataclass
 class State:
     """What a checkpoint carries of the loop itself."""
@@ -68,6 +71,7 @@ class GrpoTrainer(SupervisedTrainer):
         several = config.updates * config.minibatches > 1
         self.kl_in_reward = self.needs_reference and config.kl_in == "reward"
         self.needs_old = config.old == "trainer" and (several or self.kl_in_reward)
+        self.warned = False
         self.needs_entropies = config.exact_entropy or config.entropy_share < 1
 
     def fit(self) -> TrainResult:
@@ -390,6 +394,12 @@ class GrpoTrainer(SupervisedTrainer):
             all_of = torch.cat(gathered(own))
             found["entropy"] = float(all_of.mean()) if len(all_of) else math.nan
         state.reward = found["reward"]
+        if found.get("mismatch", 0.0) > FAR and config.mismatch == "none" and not self.warned:
+            self.warned = True
+            run.events.warn(
+                f"engine and trainer differ by {found['mismatch']:.3f} in the log-probability of a token: compute both in one "
+                "precision, or correct it with trainer.mismatch=truncate"
+            )
         times = {f"seconds/{name}": round(value, 3) for name, value in self.stages.take().items()}
         answers = sum(len(group.answers) for group in drawn)
         made = sum(answer.length for group in drawn for answer in group.answers)
