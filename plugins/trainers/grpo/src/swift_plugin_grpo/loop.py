@@ -39,7 +39,6 @@ from swift_plugin_grpo.scoring import Group, Scored, Scoring
 from swift_plugin_grpo.stages import Stages, gathered
 from swift_plugin_grpo.weights import Weights
 
-
 FAR = 0.05  # of log-probabilities, on average: more than the roundings of two implementations in one precision
 
 
