@@ -357,9 +357,11 @@ class Session:
 
     def _value_ref(self) -> ModelRef:
         """The model that says a number at each token: named by `models.value`, else the policy's with another head."""
-        named = self.config.models.get("value")
-        ref = resolve_model(self.registry, named) if named else self.model_ref
-        return replace(ref, options={"task": "token_classification", "num_labels": 1} | ref.options)
+        head = {"task": "token_classification", "num_labels": 1}
+        if named := self.config.models.get("value"):
+            ref = resolve_model(self.registry, named)
+            return replace(ref, options=head | ref.options)
+        return replace(self.model_ref, options=self.model_ref.options | head)  # whose options say what the policy's head is
 
     def _freeze(self, tuned: types.TunedModel, bundle: types.ModelBundle) -> None:
         for part in self.config.freeze:

@@ -17,8 +17,8 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error: the larger one of the value's own, and of the value held within `clip` of the old one; and whether
-    the latter counts: [N] -> [N], [N] bool."""
+    """Half the squared error: the larger one of the value's own, and of the value held within `clip` of the old one; and
+    whether the latter counts: [N] -> [N], [N] bool."""
     free = (values - returns) ** 2
     if clip is None:
         return 0.5 * free, torch.zeros_like(free, dtype=torch.bool)
