@@ -22,6 +22,18 @@ from swift_plugin_preference.ahead import Kept, key_of
 from swift_plugin_preference.logps import answers
 from swift_plugin_preference.meter import Meter, Watch
 
+CHARTS = [
+    "reward_accuracy",
+    "reward_margin",
+    "rewards_chosen",
+    "rewards_rejected",
+    "logps_chosen",
+    "logps_rejected",
+    "nll",
+    "kl",
+]
+"""Figures that the report draws."""
+
 
 class PreferenceTrainer(SupervisedTrainer):
     """A subclass says by `size` how many samples a group has, by `refers` whether it needs a reference, by `coupled` whether
@@ -123,9 +135,14 @@ class PreferenceTrainer(SupervisedTrainer):
                 batch.targets["keys"] = [key_of(group) for group in chosen]
             yield batch
 
-    def _extra(self) -> dict[str, float]:
-        self.reported = self.meter.result()
-        return self.reported
+    def _extra(self) -> dict[str, Any]:
+        self.reported = found = self.meter.result()
+        if "reward_accuracy" not in found:
+            return dict(found)
+        told = f"  accuracy {found['reward_accuracy']:.0%}" + (
+            f", margin {found['reward_margin']:.3f}" if "reward_margin" in found else ""
+        )
+        return {**found, "charts": [name for name in CHARTS if name in found], "told": told}
 
     def _metrics(self, state: Progress) -> dict[str, Any]:
         return {**super()._metrics(state), **({"train_metrics": self.reported} if self.reported else {})}

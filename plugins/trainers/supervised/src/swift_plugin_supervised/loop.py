@@ -199,8 +199,8 @@ class SupervisedTrainer:
         """Likewise: what a loss needs beside the policy's own pass, into `Batch.targets`. Called before the pass, for the batches
         of a step or for one to evaluate."""
 
-    def _extra(self) -> dict[str, float]:
-        """Likewise: figures of the step for the log."""
+    def _extra(self) -> dict[str, Any]:
+        """Likewise: figures of the step for the log, `charts` and `told` (see `swift_core.events`)."""
         return {}
 
     def _count(self, state: Progress, step: int, result: StepResult, seconds: float) -> None:
