@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def test_distributions_are_all_named() -> None:
     paths = [path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml")]
     named = set(re.findall(r"`swift-plugin-([a-z_]+)`", README))
     families = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "families.md").read_text(encoding="utf-8")))
-    assert {path.name for path in paths if path.parent.name != "models"} <= named
+    projects = [tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] for path in paths]
+    own = {name for name, path in zip(projects, paths, strict=True) if path.parent.name != "models"}
+    assert {name.removeprefix("swift-plugin-") for name in own} <= named
     assert {path.name for path in paths if path.parent.name == "models"} <= named | families
 
 
