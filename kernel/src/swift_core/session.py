@@ -346,9 +346,12 @@ class Session:
                 self._freeze(tuned, bundle)
                 self._roles[role] = tuned
             elif role == "value":
-                self._roles[role] = self.tuned(self.bundle(self._value_ref()), self.config.tuner)
+                ref = self._value_ref()
+                self._roles[role] = self.checkpoint(ref) or self.tuned(self.bundle(ref), self.config.tuner)
             elif role in self.config.models:
-                self._roles[role] = FrozenModel(self.bundle(resolve_model(self.registry, self.config.models[role])))
+                ref = resolve_model(self.registry, self.config.models[role])
+                trained = self.checkpoint(ref)
+                self._roles[role] = FrozenModel(self.tuned_bundle(trained, ref) if trained else self.bundle(ref))
             elif role == "reference":
                 self._roles[role] = DisabledPolicy(self.get("policy"))
             else:

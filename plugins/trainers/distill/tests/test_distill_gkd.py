@@ -275,6 +275,17 @@ def test_prompts_alone_are_answered_by_the_model(tiny_folder: Path, teacher: Pat
     assert all(step["own_answers"] == 4 for step in events(tmp_path / "run", "step"))
 
 
+def test_a_teacher_may_be_a_run_with_an_adapter(tiny_folder: Path, rows: str, tmp_path: Path) -> None:
+    """It teaches with its adapter: the model that it was trained from has something to learn."""
+    trained = train(parse_config({
+        "model": str(tiny_folder), "dataset": rows, "output": str(tmp_path / "sft"), "tuner": "lora",
+        "trainer": {"name": "sft", "epochs": 4, "batch_size": 4, "learning_rate": 3e-2},
+        "backend": {"name": "torch", "device": "cpu"},
+    }))  # fmt: skip
+    run(tiny_folder, rows, tmp_path / "run", trained["last"], options={"max_steps": 1, "on_policy": 0.0, "beta": 0.0})
+    assert events(tmp_path / "run", "step")[0]["loss"] > 0.01
+
+
 @pytest.mark.slow
 def test_self_distillation_keeps_an_adapter_at_its_base(tiny_folder: Path, rows: str, tmp_path: Path) -> None:
     """A new adapter is the base: nothing is to be learned. One that was trained away from it is drawn back."""

@@ -103,11 +103,12 @@ def test_the_value_model_is_warmed_up_alone(run: Run, tiny_folder: Path) -> None
     assert value["score.weight"].shape == (1, 64)
 
 
-def test_a_value_model_may_be_named_and_must_give_one_number(run: Run, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_a_value_model_may_be_named_and_must_give_one_number(tuner: str, run: Run, tiny_folder: Path) -> None:
     """One that was trained to warm values begins with them."""
-    first, warmed = run("first", max_steps=6, value_warmup=6, learning_rate=5e-3)
+    first, warmed = run("first", tuner, max_steps=6, value_warmup=6, learning_rate=5e-3)
     folder = Path(first["last"]) / "value"
-    _, steps = run("second", max_steps=1, more={"models": {"value": str(folder)}})
+    _, steps = run("second", tuner, max_steps=1, more={"models": {"value": str(folder)}})
     assert steps[0]["value_loss"] < 0.5 * warmed[0]["value_loss"]
     with pytest.raises(RequestError, match=r"models\.value: its head gives 3 numbers"):
         run("third", max_steps=1, more={"models": {"value": {"name": str(tiny_folder), "num_labels": 3}}})
