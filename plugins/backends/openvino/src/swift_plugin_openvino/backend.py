@@ -1,4 +1,5 @@
-"""Runs in OpenVINO's environment behind worker_http.py: one pipeline, stepped by one thread; requests share its steps."""
+"""Runs in OpenVINO's environment behind worker_http.py: a pipeline for the model and one for each adapter, fused into its
+weights. One thread steps those that have requests; the requests of each share its steps."""
 
 import itertools
 import json
@@ -19,8 +20,8 @@ def open_backend(options):
 
 
 class Job:
-    def __init__(self, number, ids, config, put):
-        self.number, self.ids, self.config, self.put = number, ids, config, put
+    def __init__(self, pipe, number, ids, config, put):
+        self.pipe, self.number, self.ids, self.config, self.put = pipe, number, ids, config, put
         self.handle = None
         self.choices = {}  # of a sequence's number, which choice it is
         self.ended = set()
@@ -28,30 +29,59 @@ class Job:
 
 class Backend:
     def __init__(self, options):
+        self.options, self.path = options, pathlib.Path(options["folder"])
         precision = PRECISION[options["precision"]]
-        self.properties = properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+        self.properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
         if options["threads"]:
-            properties["INFERENCE_NUM_THREADS"] = options["threads"]
-        scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = options["cache_gb"]
-        scheduler.max_num_seqs = options["max_rows"]
-        scheduler.enable_prefix_caching = True
-        scheduler.dynamic_split_fuse = True
-        self.pipe = genai.ContinuousBatchingPipeline(options["folder"], scheduler, "CPU", properties)
-        self.path = pathlib.Path(options["folder"])
-        self.scoring, self.whole = threading.Lock(), None
+            self.properties["INFERENCE_NUM_THREADS"] = options["threads"]
+        self.adapters = {}  # by the name that requests give
+        self.pipes = {"base": self.pipeline()}
+        self.scoring, self.whole, self.scorers = threading.Lock(), None, {}
         self.inbox = queue.SimpleQueue()
         self.numbers = itertools.count()
         threading.Thread(target=self.run, daemon=True).start()
 
+    def pipeline(self, adapter=None, prefixes=True):
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = self.options["cache_gb"]
+        scheduler.max_num_seqs = self.options["max_rows"]
+        scheduler.enable_prefix_caching = prefixes
+        scheduler.dynamic_split_fuse = True
+        properties = dict(self.properties)
+        if adapter:
+            properties["adapters"] = genai.AdapterConfig([adapter], genai.AdapterConfig.Mode.MODE_FUSE)
+        return genai.ContinuousBatchingPipeline(self.path, scheduler, "CPU", properties)
+
     def submit(self, sent, put):
-        ids = sent["prompt"]
-        job = Job(next(self.numbers), openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config_of(sent), put)
+        ids = openvino.Tensor(numpy.array([sent["prompt"]], dtype=numpy.int64))
+        job = Job(self.pipes[sent["model"]], next(self.numbers), ids, config_of(sent), put)
         self.inbox.put(("add", job))
         return lambda: self.inbox.put(("cancel", job))
 
     def scores(self, ids, model, top):
-        """Of each id but the first, from the model as it was exported: the pipeline tells those of an answer only."""
+        """Of each id but the first. Of an adapter's model they are read from an echoed prompt: that tells no others."""
+        if model == "base":
+            return self.base_scores(ids, top)
+        if top:
+            raise ValueError("what is likeliest in a prompt's places is told of the model without an adapter only")
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.echo, config.logprobs = 0, True, 1
+        with self.scoring:
+            if model not in self.scorers:  # states of earlier prompts have no scores
+                self.scorers[model] = self.pipeline(self.adapters[model], prefixes=False)
+            pipe, row = self.scorers[model], openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
+            handle, values = pipe.add_request(next(self.numbers), row, config), []
+            while handle.get_status() == genai.GenerationStatus.RUNNING:
+                pipe.step()
+            while handle.can_read():
+                for output in handle.read().values():
+                    values += output.generated_log_probs
+        if len(values) != len(ids):
+            raise RuntimeError(f"the pipeline told {len(values)} log-probabilities of {len(ids)} tokens")
+        return [(float(value), []) for value in values[1:]]
+
+    def base_scores(self, ids, top):
+        """From the model as it was exported."""
         with self.scoring:
             if self.whole is None:
                 core = openvino.Core()
@@ -76,9 +106,17 @@ class Backend:
         ]
 
     def load_adapter(self, name, folder):
-        raise ValueError("this backend has no adapters")
+        """The weights of `folder`, fused into those of a pipeline of its own."""
+        config = json.loads(pathlib.Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+        scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+        adapter = genai.Adapter(pathlib.Path(folder, "adapter_model.safetensors")), scale
+        self.pipes[name] = self.pipeline(adapter)
+        self.adapters[name] = adapter
 
-    unload_adapter = load_adapter
+    def unload_adapter(self, name):
+        del self.pipes[name], self.adapters[name]
+        with self.scoring:
+            self.scorers.pop(name, None)
 
     def run(self):
         active = {}
@@ -87,21 +125,21 @@ class Backend:
                 what, job = self.inbox.get()
                 if what == "add":
                     try:
-                        job.handle = self.pipe.add_request(job.number, job.ids, job.config)
+                        job.handle = job.pipe.add_request(job.number, job.ids, job.config)
                         active[job.number] = job
                     except Exception as err:
                         job.put(ValueError(" ".join(str(err).split())[-300:]))
                 elif job.number in active:
                     active.pop(job.number).handle.cancel()
-            try:
-                if self.pipe.has_non_finished_requests():
-                    self.pipe.step()
-            except Exception as err:
-                for job in active.values():
-                    job.put(RuntimeError(" ".join(str(err).split())[-300:]))
-                    job.handle.cancel()
-                active.clear()
-                continue
+            for pipe in {id(job.pipe): job.pipe for job in active.values()}.values():
+                try:
+                    if pipe.has_non_finished_requests():
+                        pipe.step()
+                except Exception as err:
+                    for job in [job for job in active.values() if job.pipe is pipe]:
+                        job.put(RuntimeError(" ".join(str(err).split())[-300:]))
+                        job.handle.cancel()
+                        del active[job.number]
             for number, job in list(active.items()):
                 if self.read(job):
                     del active[number]

@@ -18,7 +18,7 @@ class OpenVINOEngine(WorkerEngine):
     """Continuous batching on a CPU. The folder is exported before the first request, unless that was done before."""
 
     name = "openvino"
-    capabilities = frozenset({"stream", "concurrent", "constraint"})
+    capabilities = frozenset({"stream", "concurrent", "constraint", "adapters"})
     backend = Path(__file__).with_name("backend.py")
     lacks = ("logit_bias", "top_logprobs")
 
