@@ -52,7 +52,8 @@ def test_a_whole_manifest(tmp_path: Path) -> None:
         (HOOKS + '[[parts]]\nid = "x"\n', "[[parts]]: kind is missing"),
         (
             HOOKS + '[[parts]]\nid = "x"\nkind = "metrics"\n',
-            "[[parts]] x: kind must be one of preparer, rows, optimizer, loss, metric, reward, tool_format, environment, logger, hub",
+            "[[parts]] x: kind must be one of preparer, rows, optimizer, loss, metric, reward, tool_format, environment, "
+            "logger, hub",
         ),
         (HEAD + '[[commands]]\nname = "x"\ntarget = "a:b"\n', "[[commands]]: help is missing"),
         (

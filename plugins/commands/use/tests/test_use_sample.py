@@ -140,6 +140,10 @@ def test_the_command_with_a_model(tiny_folder: Path, rows_file: Path, tmp_path: 
         top = max(mine, key=lambda row: row["scores"]["score"])
         assert (best["messages"], best["scores"]) == (top["messages"], top["scores"])
     assert len({json.dumps(row["messages"]) for row in every}) > 6
+    reward = "{name: length, label: brief, weight: 0.5, max: 3}"
+    run(*base[:4], "--reward", reward, "--max-tokens", 6, "--keep", "all", "--output", tmp_path / "brief.jsonl")
+    scores = [row["scores"] for row in lines(tmp_path / "brief.jsonl")]
+    assert {(score["brief"], score["score"]) for score in scores} <= {(1.0, 0.5), (0.0, 0.0)}
     assert [row["messages"] for row in lines(tmp_path / "other.jsonl")] != [row["messages"] for row in every]
 
 

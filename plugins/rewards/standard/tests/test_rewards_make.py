@@ -223,6 +223,7 @@ def test_numbers_of_numpy_and_torch_count() -> None:
         ([{"name": "format", "frm": "think"}], "unknown option 'frm'. Did you mean: form"),
         ([{"form": "think"}], r"rewards\.0: a reward needs a name"),
         ([{"name": "repetition", "n": 0}], "n must be at least 1, not 0"),
+        (["{name: format"], r"rewards\.0: neither a name nor a mapping"),
         (["runs/none"], r"reward\.model\.folder: no folder runs/none"),
         (["function"], r"reward\.function\.file: expected a Python file"),
         (["metric:none"], "none"),
@@ -232,6 +233,11 @@ def test_numbers_of_numpy_and_torch_count() -> None:
 def test_wrong_specs(specs: list[Any], text: str) -> None:
     with pytest.raises(RequestError, match=text):
         made(*specs)
+
+
+def test_a_mapping_may_be_written_as_text() -> None:
+    ((name, weight, reward),) = made("{name: length, label: short, weight: 0.5, max: 2, unit: words}")
+    assert (name, weight, reward(["a b", "a b c"], [{}, {}])) == ("short", 0.5, [1.0, 0.0])
 
 
 def test_judges_options() -> None:

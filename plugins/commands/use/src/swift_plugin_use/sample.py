@@ -65,19 +65,16 @@ def sample(
     config = config_of(arguments, needs_data=True, **flags)
     with ExitStack() as stack:
         session = stack.enter_context(Session(config, console_events()))
-        made = [
-            (name, weight, reward)
-            for (name, _, reward), weight in zip(
-                make_rewards(session.part, specs, stack, config), weights or [1.0] * len(specs), strict=True
-            )
-        ]
+        made = make_rewards(session.part, specs, stack, config)
+        if weights:
+            made = [(name, weight, reward) for (name, _, reward), weight in zip(made, weights, strict=True)]
         opened = session.opened(adapter)
         if "predict" in opened.engine.capabilities:
             raise RequestError(f"model {opened.name} does not generate text: it has a head; use swift-core infer")
         records = read_records(session, opened.template)
         job = {"config": config.dump(), "model": model_of(session, adapter, opened), "request": asdict(request), "n": count}
         job |= {
-            "rewards": list(zip(rewards, weights or [1.0] * len(rewards), strict=True)),
+            "rewards": [(spec, weight) for spec, (_, weight, _) in zip(rewards, made, strict=True)],
             "keep": [keep, margin],
             "judge": read_prompt(judge_prompt),
         }

@@ -13,8 +13,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from swift_core.config import Component, RunConfig, build_options
-from swift_core.errors import PluginError, RequestError, RunError
+from swift_core.errors import PluginError, RequestError, RunError, one_line
 from swift_core.types import Reward, Row
 
 FORMS = "metric:NAME, FILE.py:FUNCTION, a reward model's folder, judge:http://HOST:PORT/v1, or an installed reward's id"
@@ -27,9 +28,9 @@ def make_rewards(
 ) -> list[tuple[str, float, Reward]]:
     """The name, the weight and the reward of each spec.
 
-    part: `run.part`, or `session.part`. specs: texts, or mappings `{"name", "weight"?, "label"?, options...}`; the label is the
-    reward's name in logs, by default `name`. stack: closes what is opened for them. config: by what reward models and judges
-    are opened where `part` is a session's: its flags and its backend. Raises RequestError.
+    part: `run.part`, or `session.part`. specs: texts, or mappings `{"name", "weight"?, "label"?, options...}`, also written as
+    YAML; the label is its name in logs, by default `name`. stack: closes what is opened for them. config: by what reward
+    models and judges are opened where `part` is a session's: its flags and its backend. Raises RequestError.
     """
     made: list[tuple[str, float, Reward]] = []
     for number, spec in enumerate(specs):
@@ -44,6 +45,11 @@ def make_rewards(
 
 
 def _read(spec: Any, address: str) -> tuple[str, str, float, dict[str, Any]]:
+    if isinstance(spec, str) and spec.lstrip().startswith("{"):  # as typed on a command line
+        try:
+            spec = yaml.safe_load(spec)
+        except yaml.YAMLError as err:
+            raise RequestError(f"{address}: neither a name nor a mapping: {one_line(err)}") from None
     component = spec if isinstance(spec, Component) else Component.parse(spec, address)
     options = dict(component.options)
     name, given, label = component.name, options.pop("weight", 1.0), options.pop("label", None)
