@@ -29,7 +29,8 @@ class Ours:
         from swift_core.config import load_config
         from swift_core.session import Session
 
-        engine, precision, threads = settings["engine"], settings["precision"], settings["threads"]
+        engine, _, variant = settings["engine"].partition("+")
+        precision, threads = settings["precision"], settings["threads"]
         options = {
             "transformers": [f"backend.precision={precision}"],
             "vllm": [f"engine.dtype={'float32' if precision == 'fp32' else 'bfloat16'}", f"engine.threads={threads}",
@@ -38,6 +39,7 @@ class Ours:
             "llamacpp": [f"engine.threads={threads}", f"engine.gguf={embedded_gguf() if engine == 'llamacpp' else ''}"],
         }[engine]  # fmt: skip
         model = settings["model"] or "smollm2-135m-instruct"
+        options += {"": [], "nologprobs": ["engine.logprobs=false"]}[variant]
         self.session = Session(load_config([], options, {"engine": engine, "model": model})).__enter__()
         self.opened, self.settings = self.session.opened(), settings
 

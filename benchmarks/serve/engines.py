@@ -6,7 +6,8 @@
 Each engine and precision is a process of its own, started, warmed up, and then asked for one batch a round, in turn: while
 one computes the others are stopped (SIGSTOP). Greedy, no end before 64 tokens. Median and best of the rounds; memory is the
 largest sum of resident pages of all its processes. `generate` is plain batched `transformers.generate`; `ms-swift` runs in its
-own environment (`benchmarks.train.run --setup`), where that is made.
+own environment (`benchmarks.train.run --setup`), where that is made. Engines of ours tell each token's log-probability, which
+`generate` does not; `openvino+nologprobs` does without.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
-ENGINES = ("generate", "transformers", "vllm", "openvino", "llamacpp", "ms-swift")
+ENGINES = ("generate", "transformers", "vllm", "openvino", "openvino+nologprobs", "llamacpp", "ms-swift")
 QUIET = 0.5  # load above which figures are not worth taking
 
 
@@ -42,7 +43,8 @@ def python_of(engine: str) -> Path | None:
     if engine == "ms-swift":
         found = Path(os.environ.get("SWIFT_BENCH") or cache() / "bench") / "ms-swift" / "bin" / "python"
         return found if found.exists() else None
-    if engine in ("vllm", "openvino", "llamacpp") and not (cache() / "engines" / engine / "installed.json").exists():
+    own = engine.partition("+")[0]
+    if own in ("vllm", "openvino", "llamacpp") and not (cache() / "engines" / own / "installed.json").exists():
         return None
     return Path(sys.executable)
 

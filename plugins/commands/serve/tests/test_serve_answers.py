@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 from swift_core.config import load_config
 from swift_core.session import Session
+from swift_core.types import Completion
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
@@ -157,6 +158,27 @@ def test_completions_choose_the_best(start: Any, scripted: Any, spoken: Any) -> 
         body = {"model": "scripted", "prompt": "xyz", "max_tokens": 0, "echo": True, "logprobs": 0}
         scored = server.client.post("/v1/completions", json=body).json()["choices"][0]
         assert (scored["text"], scored["logprobs"]["token_logprobs"]) == ("xyz", [None, -0.25, -0.25])
+
+
+class Mute:
+    """An engine that tells no log-probabilities."""
+
+    capabilities = frozenset({"stream", "concurrent"})
+
+    def generate(self, requests: Any, stream: bool = False) -> Any:
+        yield Completion(0, "ab", [100, 101], [], "stop", 3)
+
+
+def test_log_probabilities_that_the_engine_has_not_are_told(start: Any, spoken: Any) -> None:
+    with start(Mute(), spoken, spoken.tokenizer) as server:
+        assert server.chat().status_code == 200
+        talk = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
+        plain = {"model": "scripted", "prompt": "a", "logprobs": 0}
+        given = {"model": "scripted", "input": "a", "include": ["message.output_text.logprobs"]}
+        for path, body in (("chat/completions", talk), ("completions", plain), ("responses", given)):
+            for stream in (False, True):
+                found = server.client.post(f"/v1/{path}", json={**body, "stream": stream})
+                assert (found.status_code, found.json()["error"]["param"]) == (400, "logprobs")
 
 
 # --- models with a head -----------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ class Backend:
     def __init__(self, options):
         self.options, self.path = options, pathlib.Path(options["folder"])
         precision = PRECISION[options["precision"]]
-        self.properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+        cache = precision if options["cache_precision"] == "auto" else options["cache_precision"]
+        self.properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": cache}
         if options["threads"]:
             self.properties["INFERENCE_NUM_THREADS"] = options["threads"]
         self.adapters = {}  # by the name that requests give
@@ -54,7 +55,9 @@ class Backend:
 
     def submit(self, sent, put):
         ids = openvino.Tensor(numpy.array([sent["prompt"]], dtype=numpy.int64))
-        job = Job(self.pipes[sent["model"]], next(self.numbers), ids, config_of(sent), put)
+        config = config_of(sent)
+        config.logprobs = int(self.options["logprobs"])
+        job = Job(self.pipes[sent["model"]], next(self.numbers), ids, config, put)
         self.inbox.put(("add", job))
         return lambda: self.inbox.put(("cancel", job))
 
@@ -152,7 +155,7 @@ class Backend:
                 choice = job.choices.setdefault(sequence, len(job.choices))
                 finish = {"STOP": "stop", "LENGTH": "length"}.get(output.finish_reason.name)
                 ids = list(output.generated_ids)
-                values = list(output.generated_log_probs)
+                values = list(output.generated_log_probs) if job.config.logprobs else []
                 job.put({"choice": choice, "ids": ids, "logprobs": values, "finish": finish})
         if status == genai.GenerationStatus.RUNNING:
             return False
@@ -166,7 +169,6 @@ class Backend:
 def config_of(sent):
     config = genai.GenerationConfig()
     config.max_new_tokens, config.min_new_tokens = sent["max_tokens"], sent["min_tokens"]
-    config.logprobs = 1
     config.ignore_eos = sent["ignore_eos"] and not sent["stop_token_ids"]
     config.stop_token_ids = set(sent["stop_token_ids"])
     config.repetition_penalty = sent["repetition_penalty"]

@@ -31,6 +31,7 @@ class OpenVINOEngine(WorkerEngine):
         return {
             "folder": str(exported(Path(self.folder.folder), weights, self.python)), "precision": self.options.precision,
             "threads": self.options.threads, "max_rows": self.options.max_rows, "cache_gb": self.options.cache_gb,
+            "cache_precision": self.options.cache_precision, "logprobs": self.options.logprobs,
         }  # fmt: skip
 
     def check(self, request: Request) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from swift_core.types import AnswerDelta, AnswerReader, Completion
 
+from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.tokens import Tokens
 
 
@@ -64,11 +65,14 @@ class Held:
 class Answer:
     """One choice. reader: the template's, where it has one; else the engine's text is the content.
 
-    single: a second tool call ends the answer. `done` tells that no further piece is needed.
+    single: a second tool call ends the answer. told: log-probabilities were asked for. `done` tells that no further piece is
+    needed.
     """
 
-    def __init__(self, reader: AnswerReader | None, stops: Sequence[str], ident: Any, single: bool = False) -> None:
-        self.reader, self.single, self._ident = reader, single, ident
+    def __init__(
+        self, reader: AnswerReader | None, stops: Sequence[str], ident: Any, single: bool = False, told: bool = False
+    ) -> None:
+        self.reader, self.single, self._ident, self._told = reader, single, ident, told
         self.content, self.reasoning, self.calls = "", "", list[Call]()
         self.scored: list[Scored] = []
         self.finish: str | None = None
@@ -78,7 +82,10 @@ class Answer:
         self._held = {"content": Held(stops), "reasoning": Held(stops)} if reader is not None else {}
 
     def take(self, piece: Completion) -> Step:
-        """Read a piece; the last one, with `finish`, holds the whole answer and adds what was not told yet."""
+        """Read a piece; the last one, with `finish`, holds the whole answer and adds what was not told yet. Raises ApiError
+        where log-probabilities were asked for, and the engine has none."""
+        if self._told and len(piece.logprobs) < len(piece.token_ids):
+            raise ApiError(400, "logprobs: the engine gives no log-probabilities", code="unsupported", param="logprobs")
         last = piece.finish is not None
         skip = self.tokens if last else 0
         ids, scores, tops = piece.token_ids[skip:], piece.logprobs, piece.top_logprobs

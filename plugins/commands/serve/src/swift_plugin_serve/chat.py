@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -30,11 +30,13 @@ def ident(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """A chat request, ready for the engine. prompt: the ids that are answered; None where no template is at hand."""
+    """A chat request, ready for the engine. prompt: the ids that are answered; None where no template is at hand. scored: its
+    answer is told with log-probabilities."""
 
     request: Request
     offer: Offer
     prompt: list[int] | None
+    scored: bool = False
 
 
 def prepare(served: Served, body: ChatRequest, raw: dict[str, Any]) -> Asked:
@@ -55,7 +57,7 @@ def prepare(served: Served, body: ChatRequest, raw: dict[str, Any]) -> Asked:
         adapter=served.adapter(body.model), top_logprobs=body.top_logprobs or 0,
         template_kwargs=dict(body.chat_template_kwargs or {}), **penalised(body, served),
     )  # fmt: skip
-    return finished(served, request, tools, wanted)
+    return replace(finished(served, request, tools, wanted), scored=bool(body.logprobs))
 
 
 def finished(served: Served, request: Request, tools: Offer, wanted: int | None) -> Asked:
@@ -97,7 +99,7 @@ class Chat:
         asked = self.asked
         make = getattr(self.served.opened.template, "reader", None)
         reader = make(asked.prompt, asked.request.tools) if make is not None and asked.prompt is not None else None
-        return Answer(reader, asked.request.stop, ident, asked.offer.single)
+        return Answer(reader, asked.request.stop, ident, asked.offer.single, asked.scored)
 
     async def steps(self) -> AsyncIterator[tuple[int, Step]]:
         """(choice, what a piece adds), until all choices are done. Raises ApiError."""

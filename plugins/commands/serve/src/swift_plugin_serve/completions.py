@@ -93,7 +93,8 @@ class Completions:
 
     def __post_init__(self) -> None:
         per = self.asked.requests[0].n
-        self.answers = [Answer(None, (), ident) for _ in range(len(self.asked.requests) * per)]
+        told = self.body.logprobs is not None
+        self.answers = [Answer(None, (), ident, told=told) for _ in range(len(self.asked.requests) * per)]
         self.usage.prompts = {n: len(prompt) for n, prompt in enumerate(self.asked.prompts)}
         self.generation = Generation(self.served, self.asked.requests, self.arrived)
         self.scored: list[list[Scored]] = []  # with echo: the tokens of each prompt, of which the first has no score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from swift_core.types import Request, Row
@@ -27,7 +27,7 @@ from swift_plugin_serve.tools import offer
 class Conversed(Asked):
     """A response that is asked for. talk: the messages without the instructions, which the next response has to give anew."""
 
-    talk: list[Row]
+    talk: list[Row] = field(default_factory=list)
 
 
 def stored(served: Served, name: str) -> Stored:
@@ -63,7 +63,7 @@ def prepare(served: Served, body: ResponsesRequest, raw: dict[str, Any]) -> Conv
         template_kwargs=dict(body.chat_template_kwargs or {}), **sampling(body),
     )  # fmt: skip
     asked = finished(served, request, offered, body.max_output_tokens)
-    return Conversed(asked.request, asked.offer, asked.prompt, talk)
+    return Conversed(asked.request, asked.offer, asked.prompt, scored, talk)
 
 
 def _form(body: ResponsesRequest) -> Any:
