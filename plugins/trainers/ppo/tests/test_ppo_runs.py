@@ -137,3 +137,28 @@ def test_two_processes_equal_one(run: Run) -> None:
     for name in ("reward", "loss", "value_loss", "explained", "kl", "clipped", "length"):
         one, two = ([step[name] for step in steps] for steps in found)
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_in_every_process(run: Run, tmp_path: Path) -> None:
+    """A model of the transformers library with a head of one number, opened anew in each rank."""
+    from swift_plugin_transformers.testing import make_tokenizer
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**shape, **tokens, num_key_value_heads=2, num_labels=1))
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    found = []
+    for processes, size in ((1, 4), (2, 2)):
+        backend = {"name": "torch", "device": "cpu", "processes": processes}
+        rewards = [{"name": str(tmp_path / "judge"), "label": "judge"}, {"name": "length", "max": 4, "weight": 0.1}]
+        options = {"batch_size": size, "max_steps": 2, "rewards": rewards}
+        found.append(run(f"run{processes}", **options, more={"backend": backend})[1])
+    for name in ("reward", "reward/judge", "reward/length", "reward_std/judge"):
+        one, two = ([step[name] for step in steps] for steps in found)
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5), name
+    assert found[0][0]["reward_std/judge"] > 0
