@@ -18,11 +18,12 @@ from swift_plugin_verify.table import counts, page
 SAMPLE = [
     "LlamaForCausalLM", "Gemma2ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "DeepseekV3ForCausalLM",
     "GPT2LMHeadModel", "BertLMHeadModel", "RobertaForCausalLM", "MambaForCausalLM", "FalconForCausalLM", "LagunaForCausalLM",
-    "LlavaForConditionalGeneration", "JanusForConditionalGeneration", "GitForCausalLM",
+    "LlavaForConditionalGeneration", "JanusForConditionalGeneration", "GitForCausalLM", "T5ForConditionalGeneration",
+    "WhisperForConditionalGeneration",
 ]  # fmt: skip
 """Plain, capped logits, experts, recurrent layers, latent attention, Conv1D, an encoder made a decoder, positions from the
-padding id, a state space, an own linear layer, renamed experts, images, a generation of its own, images before the text: what
-the others are variants of."""
+padding id, a state space, an own linear layer, renamed experts, images, a generation of its own, images before the text,
+encoder-decoders that read and that hear: what the others are variants of."""
 
 
 class TestVerifyCommand(CommandContract):

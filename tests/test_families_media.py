@@ -1,4 +1,5 @@
-"""Families that take pictures another way than most: IDEFICS, which wants one in each row, and encoders that read nothing else.
+"""Families that take media another way than most: IDEFICS, which wants a picture in each row, and encoders that read a picture
+or a sound and nothing else.
 
 Tiny random models of the library's own classes; what a batch gives is held against each row alone, and answers against the
 library's own `generate`.
@@ -27,15 +28,15 @@ def made(model_type: str, folder: Path) -> Any:
     from swift_plugin_verify.catalog import architectures
     from swift_plugin_verify.checks import Subject
 
-    (one,) = [one for one in architectures() if one.model_type == model_type]
+    (one,) = [one for one in architectures() if one.model_type == model_type and one.kind != "text"]
     build(one, folder / "model")
     return Subject(folder / "model", folder, None, one.kind, model_type)
 
 
-def row(picture: bytes | None, answer: str = ANSWER, question: str = QUESTION) -> dict[str, Any]:
+def row(medium: bytes | None, answer: str = ANSWER, question: str = QUESTION, kind: str = "image") -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "text": question}]
-    talk = [{"role": "user", "content": [{"type": "image"}, *parts] if picture else question}]
-    return {"messages": [*talk, {"role": "assistant", "content": answer}], **({"images": [picture]} if picture else {})}
+    talk = [{"role": "user", "content": [{"type": kind}, *parts] if medium else question}]
+    return {"messages": [*talk, {"role": "assistant", "content": answer}], **({f"{kind}s": [medium]} if medium else {})}
 
 
 def test_idefics_takes_rows_with_and_without_pictures_in_one_pass(tmp_path: Path) -> None:
@@ -68,15 +69,19 @@ def test_idefics_takes_rows_with_and_without_pictures_in_one_pass(tmp_path: Path
     torch.testing.assert_close(again, torch.cat([parts[1], parts[3]]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model_type", ["vision-encoder-decoder", "pix2struct"])
-def test_an_encoder_of_pictures_alone_leaves_the_prompt_to_the_decoder(model_type: str, tmp_path: Path) -> None:
-    """As Donut and Pix2Struct have it: what the user says is what the decoder begins with, untrained."""
-    from swift_plugin_verify.rows import png
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("vision-encoder-decoder", "image"), ("pix2struct", "image"), ("whisper", "audio")]
+)
+def test_an_encoder_of_media_alone_leaves_the_prompt_to_the_decoder(model_type: str, kind: str, tmp_path: Path) -> None:
+    """As Donut, Pix2Struct and Whisper have it: what the user says is what the decoder begins with, untrained."""
+    from swift_plugin_verify.rows import png, wav
+    from transformers import GenerationMixin
 
     subject = made(model_type, tmp_path)
     bundle = subject.bundle()
     template = bundle.template
-    rows = [row(png(1)), row(png(2), "Two.", "Is that what I think that it is?")]
+    make, key = (png if kind == "image" else wav), f"{kind}s"
+    rows = [row(make(1), kind=kind), row(make(2), "Two.", "Is that what I think that it is?", kind)]
     (sample,) = template.encode(rows[0])
     start, tokenizer = template.tokenizer.decoder_start, template.tokenizer
     prompt = [
@@ -85,15 +90,15 @@ def test_an_encoder_of_pictures_alone_leaves_the_prompt_to_the_decoder(model_typ
     ]
     assert sample.input_ids[: len(prompt)] == prompt
     assert sample.weights == [0.0] * len(prompt) + [1.0] * (len(ANSWER) + 1)
-    with pytest.raises(ValueError, match="reads one image and no text, and the prompt has 0 of them"):
+    with pytest.raises(ValueError, match=f"reads one {kind} and no text, and the prompt has 0 of them"):
         template.encode(row(None))
     expected = []
     for each in rows:
-        inputs = template.inputs(each["messages"][:1], {"images": each["images"]})
-        ids = bundle.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        inputs = template.inputs(each["messages"][:1], {key: each[key]})
+        ids = GenerationMixin.generate(bundle.model, **inputs, max_new_tokens=8, do_sample=False)
         expected.append(ids[0, inputs["decoder_input_ids"].shape[1] :].tolist())
     engine = TransformersEngine(bundle, TransformersEngineConfig())
-    requests = [Request(messages=each["messages"][:1], media={"images": each["images"]}, max_tokens=8) for each in rows]
+    requests = [Request(messages=each["messages"][:1], media={key: each[key]}, max_tokens=8) for each in rows]
     done = sorted(engine.generate([requests[0], requests[0], requests[1]]), key=lambda completion: completion.index)
     assert [completion.token_ids for completion in done] == [expected[0], expected[0], expected[1]]
     assert done[0].prompt_tokens == len(prompt)
