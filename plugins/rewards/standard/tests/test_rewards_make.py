@@ -65,6 +65,13 @@ def test_a_metric_scores_against_the_rows_own_answer() -> None:
 
 
 FUNCTIONS = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Kept:
+    count: int = 0
+
 def good(completions, rows):
     return [len(said) + len(row["messages"]) for said, row in zip(completions, rows)]
 

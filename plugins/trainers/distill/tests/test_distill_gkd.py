@@ -266,10 +266,16 @@ def test_a_run_comes_nearer_to_its_teacher(
         assert steps[-1]["seconds/rollouts"] > 0
 
 
-def test_prompts_alone_are_answered_by_the_model(tiny_folder: Path, teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", ["prompts", "answers"])
+def test_prompts_alone_are_answered_by_the_model(
+    held: str, tiny_folder: Path, teacher: Path, rows: str, tmp_path: Path
+) -> None:
     """Though on_policy is 0: they have no other answer. They are evaluated on too."""
-    rows = write(tmp_path / "rows.jsonl", [{"messages": row["messages"][:1]} for row in ROWS])
-    run(tiny_folder, rows, tmp_path / "run", str(teacher), options={"epochs": 6, "on_policy": 0.0, "beta": 0.0})
+    prompts = write(tmp_path / "rows.jsonl", [{"messages": row["messages"][:1]} for row in ROWS])
+    run(
+        tiny_folder, prompts, tmp_path / "run", str(teacher), options={"epochs": 5, "on_policy": 0.0, "beta": 0.0},
+        eval_dataset=prompts if held == "prompts" else rows,
+    )  # fmt: skip
     told = events(tmp_path / "run", "eval")
     assert told[-1]["kl"] < told[0]["kl"]
     assert all(step["own_answers"] == 4 for step in events(tmp_path / "run", "step"))

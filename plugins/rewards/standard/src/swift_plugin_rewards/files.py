@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import sys
 import threading
 import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from swift_core.types import Row
 
 def load_module(path: Path, address: str) -> types.ModuleType:
     """A Python file as a module. Raises RequestError where it does not load."""
-    spec = importlib.util.spec_from_file_location(f"swift_plugin_rewards_file_{path.stem}", path)
+    name = f"swift_plugin_rewards_file_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RequestError(f"{address}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look for it there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as err:
+        del sys.modules[name]
         raise RequestError(f"{address}: {path}: {one_line(err)}") from None
     return module
 

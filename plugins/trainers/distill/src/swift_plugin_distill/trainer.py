@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from swift_core.errors import RequestError
 from swift_core.types import Batch, Run, Sample, Samples, TrainResult, TunedModel
 from swift_plugin_grpo.stages import Stages, gathered
 from swift_plugin_supervised.feed import Feed, cut, share_of_rank
@@ -73,17 +72,15 @@ class GkdTrainer(SupervisedTrainer):
 
     def _begin(self, steps: Any, state: Progress) -> None:
         self.step = state.step
-        tuned = self.run.models.get("policy")
-        self.width = _width(tuned, self.run)
-        if self.config.on_policy or self._has_prompts():
-            self.answers = Answers(self.run, tuned)
-            self.stack.callback(self.answers.close)
+        self.width = _width(self.run.models.get("policy"), self.run)
+        held = self.run.data.eval
+        if self.config.on_policy or any(is_prompt(held[n]) for n in range(len(held))):
+            self._open_answers()
 
-    def _has_prompts(self) -> bool:
-        """Whether any row lacks an answer. Raises RequestError for a stream, of which that cannot be told."""
-        train = self.run.data.train
-        sets = [self.run.data.eval] if hasattr(train, "window") else [train, self.run.data.eval]
-        return any(is_prompt(samples[n]) for samples in sets for n in range(len(samples)))
+    def _open_answers(self) -> Answers:
+        self.answers = Answers(self.run, self.run.models.get("policy"))
+        self.stack.callback(self.answers.close)
+        return self.answers
 
     def _made(self, feed: Feed, step: int) -> tuple[list[Batch], tuple[int, int]]:
         config, seed = self.config, self.run.config.seed
@@ -109,13 +106,11 @@ class GkdTrainer(SupervisedTrainer):
     def _ready(self, steps: Any, batches: list[Batch]) -> None:
         if not self.evaluating:
             own = self.pending.popleft()
-            if self.answers is not None:
-                made = self.answers.make(steps, own, self.step)
+            if self.answers is not None or any(gathered(bool(own))):  # though on_policy is 0, a row has no answer
+                made = (self.answers or self._open_answers()).make(steps, own, self.step)
                 size = self.config.batch_size
                 for at in range(0, len(made), size):
                     batches += self._batches(made[at : at + size])
-            elif own:
-                raise RequestError("dataset: a row of the stream has no answer: set trainer.on_policy above 0")
             self.step += 1
         with self.stages.stage("teacher"):
             for batch in batches:

@@ -260,11 +260,12 @@ class PpoTrainer(SupervisedTrainer):
         """One optimizer step of both models, on the mean over the minibatch's tokens. told: sums over this rank's tokens."""
         config = self.config
         batches = list(self.batcher.of(part))
-        members = {id(batch): [lessons[id(answer)] for answer in answers] for batch, answers in batches}
+        for batch, answers in batches:
+            batch.targets = [lessons[id(answer)] for answer in answers]
         high = config.clip_low if config.clip_high is None else config.clip_high
 
         def joined(batch: Batch, name: str, like: torch.Tensor) -> torch.Tensor:
-            found = [lesson.answer.old if name == "old" else getattr(lesson, name) for lesson in members[id(batch)]]
+            found = [lesson.answer.old if name == "old" else getattr(lesson, name) for lesson in batch.targets]
             return torch.cat(found).to(like.device)
 
         def of_policy(outputs: Any, batch: Batch) -> torch.Tensor:
