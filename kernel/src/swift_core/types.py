@@ -81,7 +81,8 @@ class Sample:
     shared: list[int] = field(default_factory=list)  # of a packed one: for each segment, the tokens that it begins with and
     # that stand before: all of the last segment with a 0 here. Empty: none do
     media: dict[str, list[Any]] = field(default_factory=dict)  # images, videos, audios: references in order, never pixels
-    label: Any = None  # a task head's target: a class, a number, a list of them, or one for each token
+    label: Any = None  # a task head's target: a class, a number, a list of them, or one for each token; of an encoder-decoder,
+    # where the answer begins
 
     @property
     def trained_tokens(self) -> int:
