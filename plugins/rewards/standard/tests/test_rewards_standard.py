@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from swift_core.errors import RequestError
+from swift_core.errors import RequestError, RunError
 from swift_core.testing import PartContract
 from swift_core.types import Completion
 from swift_plugin_rewards.accuracy import Accuracy, Worker, final
@@ -131,6 +131,13 @@ def test_a_comparison_that_takes_too_long_is_wrong_and_the_next_one_is_made(work
     hard = "$" + "(x+1)^{9999999}" * 3 + "$"
     assert reward([hard, "2"], [row(solution="$x^{123456789^{123456789}}$"), row(solution="2")])[1] == 1
     assert time.monotonic() - begun < 60
+
+
+def test_a_worker_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RunError, match="reward accuracy: math-verify did not start: no answer"):
+        Worker().ask([{"gold": "1", "said": "1", "boxed": False}], 5.0)
 
 
 # --- form and length --------------------------------------------------------------------------------------------------

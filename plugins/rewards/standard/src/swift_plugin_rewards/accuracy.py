@@ -12,6 +12,7 @@ import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from typing import Any
@@ -71,6 +72,7 @@ class Worker:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.answers: queue.Queue[str | None] = queue.Queue()
+        self.errors: Any = None  # what the process writes on standard error
         self.lock = threading.Lock()
 
     def ask(self, questions: list[dict[str, Any]], timeout: float) -> list[float | None]:
@@ -97,10 +99,10 @@ class Worker:
     def _running(self) -> subprocess.Popen[str]:
         if self.process is None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.answers = queue.Queue()
+            self.answers, self.errors = queue.Queue(), tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "swift_plugin_rewards.math_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+                stderr=self.errors, text=True, env=environment, start_new_session=True,
             )  # fmt: skip
             threading.Thread(target=self._read, args=(self.process, self.answers), daemon=True).start()
             try:
@@ -108,7 +110,8 @@ class Worker:
             except queue.Empty:
                 ready = None
             if ready is None:
-                error = self.process.stderr.read() if self.process.poll() is not None and self.process.stderr else "no answer"
+                self.errors.seek(0)
+                error = self.errors.read() or "no answer"
                 self._end()
                 raise RunError(f"reward accuracy: math-verify did not start: {' '.join(error.split())[-300:]}")
         return self.process
@@ -125,10 +128,10 @@ class Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            for stream in (self.process.stdin, self.process.stderr):
-                if stream is not None:
-                    with suppress(OSError):
-                        stream.close()
+            assert self.process.stdin is not None
+            with suppress(OSError):
+                self.process.stdin.close()
+            self.errors.close()
             self.process = None
 
     def close(self) -> None:

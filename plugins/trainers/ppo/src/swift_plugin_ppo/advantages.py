@@ -29,12 +29,12 @@ def estimate(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: flo
     delta_t = r_t + gamma v_{t+1} - v_t, 0 for the value after the last token; A_t = delta_t + gamma lam A_{t+1};
     returns = A + v.
     """
-    advantages = torch.zeros_like(values)
+    given, told, found = rewards.tolist(), values.tolist(), [0.0] * len(values)
     later = following = 0.0
-    for t in range(len(values) - 1, -1, -1):
-        delta = float(rewards[t]) + gamma * following - float(values[t])
-        later = delta + gamma * lam * later
-        advantages[t], following = later, float(values[t])
+    for t in range(len(told) - 1, -1, -1):
+        later = given[t] + gamma * following - told[t] + gamma * lam * later
+        found[t], following = later, told[t]
+    advantages = torch.tensor(found, dtype=values.dtype)
     return advantages, advantages + values
 
 
