@@ -36,6 +36,7 @@ class VllmEngine(TokenEngine):
         options = self.options
         words = [
             self.python, "-I", str(SERVE), "--host", "127.0.0.1", "--port", str(port), "--middleware", "guard.Guard",
+            "--worker-extension-cls", "extension.Extension",
             "--model", str(self.current.absolute()), "--served-model-name", BASE, "--dtype", options.dtype,
             "--max-num-seqs", str(options.max_rows), "--generation-config", "vllm", "--enable-prompt-tokens-details",
             "--structured-outputs-config", '{"backend": "guidance"}',
@@ -74,6 +75,7 @@ class VllmEngine(TokenEngine):
         """vLLM reads the folder into the model that is loaded. Its caches hold states of the weights before."""
         rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.absolute())}}
         await self.client.tell("/collective_rpc", rpc)
+        await self.client.tell("/collective_rpc", {"method": "tie_output_layer"})
         answer = await self.client.post("/reset_prefix_cache", {})
         if not answer.get("success"):
             raise RunError("vLLM did not forget what it computed with the weights before")
