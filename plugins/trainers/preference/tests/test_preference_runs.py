@@ -14,6 +14,8 @@ from swift_core.config import parse_config
 from swift_core.errors import RequestError
 from swift_core.testing import TrainerContract
 from swift_core.training import train
+from swift_core.types import Sample
+from swift_plugin_preference.forms import LabelledRows, PairRows
 from swift_plugin_preference.testing import pair
 
 GOOD, BAD = ["warm", "kind", "glad", "fine"], ["cold", "grim", "sour", "mean"]
@@ -60,23 +62,9 @@ class PreferenceContract(TrainerContract):
     distribution = "swift-plugin-preference"
 
     @pytest.fixture
-    def run(self, config: Any, tiny_folder: Path, tmp_path: Path) -> Any:
-        from swift_core import types
-        from swift_core.plan import Plan
-        from swift_core.session import Session
-        from swift_core.source import SampleList
-        from swift_plugin_preference.forms import LabelledRows, PairRows
-
+    def samples(self, bundle: Any) -> list[Sample]:
         form: Any = LabelledRows() if self.id == "kto" else PairRows()
-        rows = LABELLED[:4] if self.id == "kto" else ROWS[:4]
-        with Session(parse_config({"model": str(tiny_folder), "tuner": "full", **self.settings})) as session:
-            template = session.template(session.model_ref, session.processor(session.model_ref))
-            samples = SampleList([sample for row in rows for sample in form.encode(template, row)])
-            given = (session.config, config, Plan(), session.processor(session.model_ref), template)
-            yield types.Run(
-                *given, types.Data(samples, SampleList(), {}), session.backend, session.events, session, tmp_path,
-                resume_from=None, warm_start=None, part=session.part, engine=session.policy_engine,
-            )  # fmt: skip
+        return [sample for row in (LABELLED if self.id == "kto" else ROWS)[:4] for sample in form.encode(bundle.template, row)]
 
 
 class TestDpo(PreferenceContract):

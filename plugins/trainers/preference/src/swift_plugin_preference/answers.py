@@ -31,6 +31,9 @@ class AnswerTrainer(PreferenceTrainer):
         self.evaluated_kl: float | None = None  # while evaluating
         super().__init__(run)
 
+    def fits(self, sample: Sample) -> bool:
+        return isinstance(sample.label, dict) and "good" in sample.label
+
     def loss(self, meter: Meter, outputs: Any, batch: Batch) -> torch.Tensor:
         config, logps = self.config, answers(outputs, batch, int(batch.weight))
         good = torch.tensor(batch.targets["good"], device=logps.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from swift_core.errors import RequestError
 from swift_core.parts import parts
-from swift_core.types import Batch, Run, Sample, Samples, TunedModel
+from swift_core.types import Batch, Run, Sample, Samples, Stream, TunedModel
 from swift_plugin_supervised.feed import share_of_rank
 from swift_plugin_supervised.groups import group_batches
 from swift_plugin_supervised.loop import Progress, SupervisedTrainer
@@ -78,9 +78,20 @@ class PreferenceTrainer(SupervisedTrainer):
         return {"reference": self.run.models.get("reference")}
 
     def _begin(self, steps: Any, state: Progress) -> None:
-        if not self.ahead:
-            return
-        if hasattr(self.run.data.train, "window"):
+        data = self.run.data.train
+        first = data.window(state.window)[0] if isinstance(data, Stream) else data
+        if len(first) and not self.fits(first[0]):
+            raise RequestError("the samples are not of the row form that this trainer needs: its manifest names it by `rows`")
+        if self.ahead:
+            self._look_ahead(steps, state)
+
+    def fits(self, sample: Sample) -> bool:
+        """Whether a sample is of the row form that the trainer needs."""
+        return len(parts(sample)) == self.size
+
+    def _look_ahead(self, steps: Any, state: Progress) -> None:
+        """Log-probabilities of the reference for all that is trained and evaluated on. Collective."""
+        if isinstance(self.run.data.train, Stream):
             raise RequestError("trainer.reference_ahead: a stream cannot be gone through before training; set it to false")
         named, backend = self.run.config.models.get("reference"), self.run.backend
         models = [str(model) for model in (named, self.run.config.model, self.run.config.warm_start)]
@@ -88,8 +99,7 @@ class PreferenceTrainer(SupervisedTrainer):
         self.kept = Kept(self.run.output / "reference", whose)
         self.kept.read()
         role = "reference" if named else "policy"  # which has not been trained yet
-        data: list[Samples] = [self.run.data.train, self.run.data.eval]  # type: ignore[list-item]
-        for samples in data:
+        for samples in (self.run.data.train, self.run.data.eval):
             mine = share_of_rank(range(len(samples)), backend.rank, backend.world)
             chunks = [mine[at : at + self.config.batch_size] for at in range(0, len(mine), self.config.batch_size)]
             if state.step:
