@@ -354,7 +354,7 @@ def test_base_adapter_and_merged_agree(kind: str, tiny: tuple[Path, Path], tmp_p
         (folder, adapter), rows, questions, tokens = tiny, FACTS, QUESTIONS, 24
     else:
         folder = Path(swift("models", "show", "smollm2-135m-instruct", "--json").ok().json()["folder"])
-        rows, questions, tokens = LESSONS, [row["messages"][0]["content"] for row in LESSONS[1:]] + ASKED, 16
+        rows, questions, tokens = LESSONS, [row["messages"][0]["content"] for row in LESSONS[1:3]] + ASKED, 16
         file = write_rows(tmp_path / "lessons.jsonl", rows)
         learn = ["trainer.epochs=4", "trainer.batch_size=4", "trainer.learning_rate=1e-3", THREADS]
         swift("train", "--model", folder, "--dataset", file, "--output", tmp_path / "run", *learn).ok()
@@ -394,4 +394,4 @@ LESSONS = [
     chat_row("Where is the tea?", "In the blue tin, on the second shelf."), chat_row("Where is the jam?", "On the top shelf."),
     chat_row("Who are you?", "I am Kestrel, and I look after the pantry."), chat_row("What is for lunch?", "Bread and soup."),
 ]  # fmt: skip
-ASKED = ["Where is the honey?", "Explain rain to a child."]
+ASKED = ["Explain rain to a child."]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -241,3 +243,21 @@ def test_what_cannot_be_is_said(tiny_bundle: ModelBundle, tmp_path: Path) -> Non
         list(engine(tiny_bundle, draft=str(tmp_path / "other")).generate(request))
     with pytest.raises(RequestError, match="no-such"):
         list(engine(tiny_bundle, draft="./no-such").generate(request))
+
+
+def test_rows_that_go_alone_are_answered_without_guesses(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    """A prompt-tuning adapter brings states of its own: that no guesses are made beside them is said once."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    tuned = peft.get_peft_model(copy.deepcopy(tiny_bundle.model), config)
+    tuned.save_pretrained(tmp_path / "soft")
+    made = engine(tiny_bundle, ngrams=1)
+    made.load_adapter("soft", tmp_path / "soft")
+    request = Request(token_ids=REPEATS[0], max_tokens=12, adapter="soft", ignore_eos=True)
+    with pytest.warns(UserWarning, match="made without guesses"):
+        (found,) = made.generate([request])
+    assert (len(found.token_ids), found.drafted) == (12, 0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        (again,) = made.generate([request])
+    assert not any("guesses" in str(one.message) for one in told)
+    assert again.token_ids == found.token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,11 +29,13 @@ class Runner:
         tokenizer: Any = None,
     ) -> None:  # fmt: skip
         self.adapters, self.template, self.pad, self.config, self.processors = adapters, template, pad, config, processors
-        self.slots = Slots(adapters.model) if joinable(adapters.model) else None
+        with adapters.turned(None) as model:  # an adapter that was loaded already decides nothing about the others
+            self.slots = Slots(model) if joinable(model) else None
         self.guesser = speculate.make(config, adapters.model, tokenizer, self.slots is not None)
         self.prefixes = Prefixes(config.prefix_mib << 20)
         self.version = 0
         self._turn = 0
+        self._told = False  # that rows are answered without guesses
 
     def joins(self, row: Row) -> bool:
         """Whether a row can share the cache. One with inputs of its own, media for example, cannot."""
@@ -207,6 +210,11 @@ class Runner:
     def together(self, rows: Sequence[Row]) -> None:
         """Generate rows that cannot share the cache, to their ends."""
         self.adapters.loaded(rows[0].adapter)
+        if self.guesser is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                "answers to prompts with media, or with a prompt-tuning adapter, are made without guesses", stacklevel=2
+            )
         inputs = placed(
             gathered(
                 self.template, [row.prompt.inputs for row in rows], [row.prompt.ids for row in rows], self.pad,

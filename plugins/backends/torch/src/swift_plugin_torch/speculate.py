@@ -150,7 +150,7 @@ def make(config: TransformersEngineConfig, model: Any, tokenizer: Any, shares: b
     if not shares:
         option = "draft" if config.draft else "ngrams"
         raise CapabilityError(
-            f"engine.{option}: {type(model).__name__} cannot take back what it read, where a guess was wrong; leave it out"
+            f"engine.{option}: {_named(model)} cannot take back what it read, where a guess was wrong; leave it out"
         )
     if config.ngrams:
         return NGrams(config.ngrams)
@@ -171,6 +171,10 @@ def make(config: TransformersEngineConfig, model: Any, tokenizer: Any, shares: b
     draft = bundle.model.eval()
     if not joinable(draft):
         raise CapabilityError(
-            f"engine.draft: {type(draft).__name__} cannot take back what it read, where a guess was wrong; choose another"
+            f"engine.draft: {_named(draft)} cannot take back what it read, where a guess was wrong; choose another"
         )
     return Draft(draft, config.prefill_tokens, model.config.get_text_config(decoder=True).vocab_size)
+
+
+def _named(model: Any) -> str:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
