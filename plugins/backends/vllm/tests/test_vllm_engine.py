@@ -251,7 +251,7 @@ def moved() -> tuple[Any, list[list[int]]]:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "down_proj" in name:
+            if "down_proj" in name or "embed_tokens" in name:  # the output layer too, which is tied
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     said = []
     for request in WEIGHED:
