@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from swift_core.errors import RequestError
 from swift_core.parts import parts
-from swift_core.types import Batch, Run, Sample, Samples, Stream, TunedModel
+from swift_core.types import Batch, Run, Sample, Stream, TunedModel
 from swift_plugin_supervised.feed import share_of_rank
 from swift_plugin_supervised.groups import group_batches
 from swift_plugin_supervised.loop import Progress, SupervisedTrainer
@@ -23,15 +23,8 @@ from swift_plugin_preference.logps import answers
 from swift_plugin_preference.meter import Meter, Watch
 
 CHARTS = [
-    "reward_accuracy",
-    "reward_margin",
-    "rewards_chosen",
-    "rewards_rejected",
-    "logps_chosen",
-    "logps_rejected",
-    "nll",
-    "kl",
-]
+    "reward_accuracy", "reward_margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected", "nll", "kl",
+]  # fmt: skip
 """Figures that the report draws."""
 
 
@@ -98,22 +91,27 @@ class PreferenceTrainer(SupervisedTrainer):
         whose = [*models, self.ld_alpha, backend.describe().get("precision")]
         self.kept = Kept(self.run.output / "reference", whose)
         self.kept.read()
+        if state.step:
+            self._check_kept()
+            return
         role = "reference" if named else "policy"  # which has not been trained yet
         for samples in (self.run.data.train, self.run.data.eval):
             mine = share_of_rank(range(len(samples)), backend.rank, backend.world)
             chunks = [mine[at : at + self.config.batch_size] for at in range(0, len(mine), self.config.batch_size)]
-            if state.step:
-                self._check_kept(samples, mine)
-                continue
             tracked = self.run.events.track(chunks, "log-probabilities of the reference")
             batches = (batch for chunk in tracked for batch in self._batches([samples[n] for n in chunk]))
             self.kept.fill(((b.targets["keys"], partial(self._refer, steps, role, b)) for b in batches), backend.rank)
         backend.all_true(True)  # all are written
         self.kept.read()
 
-    def _check_kept(self, samples: Samples, mine: Sequence[int]) -> None:
+    def _check_kept(self) -> None:
+        """Raises RequestError on every rank where one finds that something is missing. Collective."""
         assert self.kept is not None
-        if any(key_of(parts(samples[n])) not in self.kept.values for n in mine):
+        kept, backend, whole = self.kept.values, self.run.backend, True
+        for samples in (self.run.data.train, self.run.data.eval):
+            mine = share_of_rank(range(len(samples)), backend.rank, backend.world)
+            whole = whole and all(key_of(parts(samples[n])) in kept for n in mine)
+        if not backend.all_true(whole):
             raise RequestError(
                 f"trainer.reference_ahead: {self.kept.folder} lacks log-probabilities that were computed before the "
                 "first step, and the policy has been trained since; begin again, or set it to false"
