@@ -346,12 +346,10 @@ class Session:
                 self._freeze(tuned, bundle)
                 self._roles[role] = tuned
             elif role == "value":
-                ref = self._value_ref()
-                self._roles[role] = self.checkpoint(ref) or self.tuned(self.bundle(ref), self.config.tuner)
+                self._roles[role] = self.checkpoint(ref := self._value_ref()) or self.tuned(self.bundle(ref), self.config.tuner)
             elif role in self.config.models:
                 ref = resolve_model(self.registry, self.config.models[role])
-                trained = self.checkpoint(ref)
-                self._roles[role] = FrozenModel(self.tuned_bundle(trained, ref) if trained else self.bundle(ref))
+                self._roles[role] = FrozenModel(self.tuned_bundle(t, ref) if (t := self.checkpoint(ref)) else self.bundle(ref))
             elif role == "reference":
                 self._roles[role] = DisabledPolicy(self.get("policy"))
             else:
@@ -360,11 +358,9 @@ class Session:
 
     def _value_ref(self) -> ModelRef:
         """The model that says a number at each token: named by `models.value`, else the policy's with another head."""
-        head = {"task": "token_classification", "num_labels": 1}
-        if named := self.config.models.get("value"):
-            ref = resolve_model(self.registry, named)
-            return replace(ref, options=head | ref.options)
-        return replace(self.model_ref, options=self.model_ref.options | head)  # whose options say what the policy's head is
+        head, named = {"task": "token_classification", "num_labels": 1}, self.config.models.get("value")
+        ref = resolve_model(self.registry, named) if named else self.model_ref  # whose options say what the policy's head is
+        return replace(ref, options=head | ref.options if named else ref.options | head)
 
     def _freeze(self, tuned: types.TunedModel, bundle: types.ModelBundle) -> None:
         for part in self.config.freeze:
