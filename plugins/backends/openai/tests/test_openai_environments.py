@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from swift_core.errors import RequestError, RunError
-from swift_plugin_openai.environments import MARK, home, install, mark_of, python_of, read_recipe
+from swift_plugin_openai.environments import MARK, _run, home, install, mark_of, python_of, read_recipe
 
 
 @pytest.fixture
@@ -54,3 +55,21 @@ def test_made_once_and_only_whole_ones_are_used(folder: Path) -> None:
 def test_a_device_that_it_lacks(folder: Path) -> None:
     with pytest.raises(RequestError, match="toy has no environment for cuda"):
         read_recipe(folder, "cuda")
+
+
+def test_what_pip_is_told_of_the_user_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where packages come from, and not where they would go."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    script = "import json, os; print(json.dumps([name for name in os.environ if name.startswith('PIP_')]))"
+    assert json.loads(_run([sys.executable, "-c", script], "it fails")) == ["PIP_INDEX_URL"]
+
+
+def test_what_a_user_should_know_is_told(folder: Path) -> None:
+    path = folder / "environment.toml"
+    path.write_text(path.read_text() + 'told = "it is compiled: some minutes"\n')
+    said: list[str] = []
+    install(read_recipe(folder), sys.executable, said.append)
+    assert said[1:3] == ["pip install -r needs.txt: 0 packages, about 1 MB in all", "  it is compiled: some minutes"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ from swift_core.index import build_index
 from swift_plugin_openai.process import environ
 
 FILE = "environment.toml"
+REACH = (  # of pip's variables, those that say where packages come from; others would say where they go
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_PROXY",
+    "PIP_TRUSTED_HOST", "PIP_CACHE_DIR", "PIP_NO_CACHE_DIR",
+)  # fmt: skip
 MARK = "installed.json"  # written last: an environment without it is not whole
 
 
@@ -29,7 +34,7 @@ class Recipe:
     """How one engine's environment is made on one kind of device.
 
     whole: the requirements name every package, and are installed without their dependencies. module: what it must
-    import; package: whose version is shown.
+    import; package: whose version is shown. told: what a user should know while pip works.
     """
 
     engine: str
@@ -39,6 +44,7 @@ class Recipe:
     requirements: Path
     whole: bool
     megabytes: int
+    told: str = ""
 
     @property
     def text(self) -> str:
@@ -63,6 +69,7 @@ def read_recipe(folder: Path, device: str = "cpu") -> Recipe:
         folder / chosen["requirements"],
         chosen["whole"],
         chosen["megabytes"],
+        chosen.get("told", ""),
     )
 
 
@@ -124,6 +131,8 @@ def install(recipe: Recipe, python: str, say: Callable[[str], None]) -> Path:
     rest = ["--no-deps"] if recipe.whole else pins
     count = sum(1 for line in recipe.text.splitlines() if line.strip() and not line.startswith("#"))
     say(f"pip install -r {recipe.requirements.name}: {count} packages, about {recipe.megabytes:,} MB in all")
+    if recipe.told:
+        say(f"  {recipe.told}")
     _run([*pip, *rest, "-r", str(recipe.requirements)], f"{recipe.requirements} cannot be installed")
     say(f"trying it: import {recipe.module}")
     _run([str(own), "-I", "-c", f"import {recipe.module}"], f"{recipe.module} cannot be imported")
@@ -138,6 +147,7 @@ def install(recipe: Recipe, python: str, say: Callable[[str], None]) -> Path:
 
 def _run(words: list[str], failed: str) -> str:
     kept = {name: value for name, value in environ({}).items() if not name.endswith("_OFFLINE")}
+    kept |= {name: os.environ[name] for name in REACH if name in os.environ}
     done = subprocess.run(words, capture_output=True, text=True, env=kept)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
