@@ -43,8 +43,8 @@ OPTIONS = {
                  "ends in .yaml"),
     "tuner": (["--tuner", "lroa"], "no tuner 'lroa'. Did you mean: lora? Installed: full, lora."),
     "trainer": (["--trainer", "stf"], "no trainer 'stf'. Did you mean: sft? Installed: cispo, classify, cpo, dapo, dpo, "
-                "dr_grpo, embed, gkd, grpo, gspo, kto, orpo, ppo, prm, pt, reinforce_plus_plus, rerank, reward, rloo, sapo, sft, "
-                "simpo, tag."),
+                "dr_grpo, embed, gkd, grpo, gspo, kto, orpo, ppo, prm, pt, reinforce_plus_plus, rerank, reward, rloo, sapo, "
+                "sft, simpo, tag."),
     "backend": (["--backend", "trch"], "no backend 'trch'. Did you mean: torch? Installed: torch."),
     "quantizer": (["--quantizer", "hqqq"], "no quantizer 'hqqq'. Did you mean: hqq? Installed: hqq."),
     "template": (["--template", "palin"], "no template 'palin'. Did you mean: plain? Installed: checkpoint, classify, embed, "
