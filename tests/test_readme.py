@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -27,10 +29,17 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=900)
 
 
-def test_first_run_and_options(tmp_path: Path) -> None:
-    done = shell(BLOCKS[1] + BLOCKS[2], tmp_path)
+def test_first_run_options_and_serve(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    server = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + BLOCKS[3].replace("8000", port) + "wait\n"
+    done = shell(BLOCKS[1] + BLOCKS[2] + server, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "In the blue tin." in done.stdout  # the chat's answer, learnt from the file
+    answer = next(json.loads(line) for line in done.stdout.splitlines() if '"chat.completion"' in line and line[0] == "{")
+    assert answer["choices"][0]["message"]["content"] == "On the top shelf."  # the server's
+    assert '"event": "ended"' in done.stderr, "the server was not ended"
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     small = (tmp_path / "merged-4bit" / "model.safetensors").stat().st_size
@@ -39,7 +48,7 @@ def test_first_run_and_options(tmp_path: Path) -> None:
 
 def test_write_a_plugin(tmp_path: Path) -> None:
     try:
-        done = shell(BLOCKS[3], tmp_path)
+        done = shell(BLOCKS[4], tmp_path)
     finally:
         subprocess.run([sys.executable, "-m", "pip", "uninstall", "-y", "-q", "swift-plugin-mine"], capture_output=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -48,7 +57,7 @@ def test_write_a_plugin(tmp_path: Path) -> None:
 
 
 def test_every_block_is_tried() -> None:
-    assert len(BLOCKS) == 4, "a new block needs a test of its own"
+    assert len(BLOCKS) == 5, "a new block needs a test of its own"
     assert [line.split()[:2] for line in BLOCKS[0].splitlines()] == [["make", "train"], ["make", "test"]]
 
 

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from swift_core.session import Opened
+from swift_plugin_serve.served import Served
+from swift_plugin_serve.settings import Settings
 
 HELLO = ["Hel", "lo"]
 
@@ -329,3 +333,13 @@ def test_nothing_is_left_behind(start: Any, scripted: Any, grown: Callable[[], i
         server.until(lambda: grown() == 0 and server.state.admission.running == 0)
         assert (len(server.state.live), engine.active) == (0, 0)
         time.sleep(0.05)
+
+
+def test_a_model_is_known_by_its_folder_or_its_run(tmp_path: Path) -> None:
+    for place, name in (("base", "base"), ("mine/checkpoints/step-8", "mine")):
+        (tmp_path / place).mkdir(parents=True)
+        ref: Any = SimpleNamespace(name=str(tmp_path / place), folder=None, row={})
+        assert Served(Opened("x", None, None, ref), Settings()).name == name  # type: ignore[arg-type]
+    ref = SimpleNamespace(name="smollm2-135m-instruct", folder=None, row={})
+    assert Served(Opened("x", None, None, ref), Settings()).name == "smollm2-135m-instruct"  # type: ignore[arg-type]
+    assert Served(Opened("http://127.0.0.1:1/v1", None), Settings()).name == "v1"  # type: ignore[arg-type]

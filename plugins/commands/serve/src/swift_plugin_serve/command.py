@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     click.option("--engine", metavar="E", help="What generates [transformers]."),
     click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is every one."),
     click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free."),
-    click.option("--name", metavar="N", help="The model's name for clients [its id, or its folder's name]."),
+    click.option("--name", metavar="N", help="The model's name for clients [its id, or the name of its folder or run]."),
     click.option("--page", is_flag=True, help="A chat page at /."),
     click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key; others see it in the process list."),
     click.option("--api-key-file", metavar="FILE", help="Keys, one a line. Also: the variable SWIFT_API_KEY."),

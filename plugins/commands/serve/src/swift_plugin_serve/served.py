@@ -94,10 +94,14 @@ class Served:
 
 
 def _name(opened: Opened) -> str:
-    """A name that tells no path of this machine."""
-    if opened.ref is not None and not Path(opened.ref.name).is_dir():
+    """A name that tells no path of this machine: of a checkpoint of a run, the run's."""
+    if opened.ref is None:
+        return opened.name.rstrip("/").rpartition("/")[2]
+    path = Path(opened.ref.name)
+    if not path.is_dir():
         return opened.ref.name
-    return Path(opened.ref.name).resolve().name if opened.ref is not None else opened.name.rstrip("/").rpartition("/")[2]
+    path = path.resolve()
+    return path.parents[1].name if path.parent.name == "checkpoints" else path.name
 
 
 def _context(opened: Opened) -> int | None:
