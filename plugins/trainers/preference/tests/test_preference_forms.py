@@ -44,6 +44,8 @@ SHAPES = [
     {"messages": said("Hi", "Yes"), "rejected_response": "No"},
     {"messages": said("Hi", "Yes"), "rejected_messages": said("Hi", "No")},
     {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
+    {"prompt": "Hi", "chosen": said("Hi", "Yes"), "rejected": said("Hi", "No")},
+    {"prompt": said("Hi"), "chosen": said("", "Yes")[1:], "rejected": said("", "No")[1:]},
     {"chosen": said("Hi", "Yes"), "rejected": said("Hi", "No")},
     {"query": "Hi", "response": "Yes", "rejected_response": "No"},
     {"instruction": "Hi", "input": "", "chosen": "Yes", "rejected": "No"},
@@ -120,6 +122,19 @@ def test_prompts_that_the_template_writes_otherwise_are_refused(template: ChatTe
 
     with pytest.raises(ValueError, match="no common prompt: the template writes differently"):
         PairRows().encode(Told(), pair("Hi", "Yes", "No"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": said("Hi", "Yes")}, {"prompt": "Hi", "completion": "Yes"},
+        {"prompt": said("Hi"), "completion": said("", "Yes")[1:]}, {"query": "Hi", "response": "Yes"},
+    ],
+)  # fmt: skip
+def test_a_labelled_answer_in_any_shape(row: dict[str, Any], template: ChatTemplate) -> None:
+    (sample,) = LabelledRows().encode(template, standard_row({**row, "label": False}))
+    assert sample.label == {"good": False}
+    assert trained(template, sample) == "Yes<|im_end|>"
 
 
 def test_labels(template: ChatTemplate) -> None:
