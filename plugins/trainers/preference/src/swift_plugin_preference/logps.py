@@ -11,6 +11,8 @@ import torch
 from swift_core.types import Batch, Sample
 from swift_plugin_supervised.groups import owners
 
+from swift_plugin_preference.losses import kept
+
 IMITATED = -1.0  # the weight of a token that is imitated only: it is no part of the answer
 
 
@@ -22,8 +24,6 @@ def answers(
     ld_alpha: factor of the tokens of a pair's answer beyond the length of the other one (see `losses.kept`). logprobs: those of
     the outputs, where they are known already.
     """
-    from swift_plugin_preference.losses import kept
-
     logprobs = outputs.logprobs() if logprobs is None else logprobs
     weights, owner = batch.weights[:, 1:][outputs.trained].clamp(min=0), owners(outputs, batch)
     if ld_alpha is not None:
