@@ -105,6 +105,30 @@ def test_pieces_and_weights_change_nothing(beta: float, pair: Any) -> None:
     torch.testing.assert_close(kl, (per.sum(-1) * weights).sum())
 
 
+def test_no_more_logits_exist_than_a_piece_has() -> None:
+    """The graph keeps the output layer's weights for the gradient, and no logits: there would be 64,000 of each model."""
+    torch.manual_seed(0)
+    states, head, asked = torch.randn(64, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True), [0]
+
+    class Headed(Logits):
+        def __init__(self, scale: float) -> None:
+            self.scale = scale
+
+        def trained_logits(self, part: slice | None = None) -> torch.Tensor:
+            found = states[part] @ head.t() * self.scale
+            asked.append(len(found))
+            return found
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        loss, _ = divergence(Headed(1.0), Headed(0.5), torch.ones(64), 0.5, 1.0, True, 4)
+    assert sum(kept) <= 2 * head.numel()
+    loss.backward()
+    assert max(asked) == 4
+    assert states.grad is not None
+    assert torch.isfinite(states.grad).all()
+
+
 def test_all_tokens_as_likeliest_are_the_whole_distribution(pair: Any) -> None:
     student, teacher, weights = pair
     told = likeliest(Logits(teacher), 100, 0.7, 37, 8)
