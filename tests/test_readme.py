@@ -38,7 +38,7 @@ def test_first_run_options_and_serve(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "In the blue tin." in done.stdout  # the chat's answer, learnt from the file
     answer = next(json.loads(line) for line in done.stdout.splitlines() if '"chat.completion"' in line and line[0] == "{")
-    assert answer["choices"][0]["message"]["content"] == "On the top shelf."  # the server's
+    assert answer["choices"][0]["message"]["content"] == "In the blue tin."  # the server's
     assert '"event": "ended"' in done.stderr, "the server was not ended"
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "merged" / "model.safetensors").is_file()
