@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ NEAR = 1e-3
 FP32 = ["backend.precision=fp32", THREADS]
 FORGOTTEN = "\n(forgotten)\n"  # between two answers of `chat`
 NEAREST = {"fp32": 1e-3, "bf16": 5e-2}
+STEPS = 0.25  # two steps of a bf16 logit between 16 and 32
 SYSTEM = (
     "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
 )
@@ -283,16 +285,13 @@ def of_engine(subject: Subject, sequences: Sequence[list[int]], precision: str, 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Differences of log-probabilities from training's. A batch of other shape rounds otherwise, which in bf16 moves a logit
-    of 20 by 0.1: there the engine is held to the bound row by row, and in a batch by its mean."""
+    """Differences of log-probabilities from training. In bf16 a logit between 16 and 32 is a multiple of 0.125; a pass that
+    computes it otherwise (in a batch of other shape, an adapter's product apart) may tell its neighbour: there the bound
+    holds for the mean, and no token is two such steps apart."""
 
-    engine: float  # the largest: row by row in bf16, in a batch in fp32
+    engine: float  # the largest, row by row in bf16, in a batch in fp32
     server: float  # the largest
-    batched: float  # the engine's mean, in a batch
-
-    @property
-    def largest(self) -> float:
-        return max(self.engine, self.server, self.batched)
+    mean: float  # the largest mean: of the engine in a batch, of it row by row, of the server
 
 
 def gaps_of(subject: Subject, rows: Sequence[dict[str, Any]], server: Server, precision: str) -> Gaps:
@@ -306,7 +305,7 @@ def gaps_of(subject: Subject, rows: Sequence[dict[str, Any]], server: Server, pr
         prompt = server.prompt(row["messages"][0]["content"])
         served = server.logprobs(subject, [*prompt, *(own.ids[n] for n in own.places)])[len(prompt) - 1 :]
         apart.extend(abs(one - value) for one, value in zip(served, own.logprobs, strict=True))
-    return Gaps(max(alone), max(apart), sum(batched) / len(batched))
+    return Gaps(max(alone), max(apart), max(map(statistics.fmean, (batched, alone, apart))))
 
 
 def _apart(trained: Sequence[Trained], scores: Sequence[list[float]]) -> list[float]:
@@ -357,7 +356,8 @@ def test_a_tiny_model_agrees_and_a_hidden_difference_is_found(tiny: tuple[Path, 
         found = compared(subject, QUESTIONS, server, tmp_path)
         assert (found.same + len(found.ties), found.wrong) == (3 * len(QUESTIONS), [])
         assert len(found.ties) <= 1
-        assert gaps_of(subject, FACTS, server, "fp32").largest < NEAREST["fp32"]
+        gaps = gaps_of(subject, FACTS, server, "fp32")
+        assert max(gaps.engine, gaps.server) < NEAREST["fp32"]
     for name, template in (("system", SYSTEM + CHATML), ("blank", TRAILING)):
         other = Subject("adapter", with_template(folder, template, tmp_path / name), adapter)
         with in_a_thread(other) as server:
@@ -400,7 +400,7 @@ def test_base_adapter_and_merged_agree(kind: str, tiny: tuple[Path, Path], tmp_p
             answers[subject.name] = [server.answer(subject, question).text for question in questions[:3]]
             gaps = gaps_of(subject, rows, server, "fp32")
             print(f"{kind}, {subject.name}, fp32: {gaps}")
-            assert gaps.largest < NEAREST["fp32"]
+            assert max(gaps.engine, gaps.server) < NEAREST["fp32"]
     assert answers["tuned"] != answers["base"]
     with (
         serving(tmp_path / "3.log", folder, "bf16", tuned=adapter) as first,
@@ -409,7 +409,8 @@ def test_base_adapter_and_merged_agree(kind: str, tiny: tuple[Path, Path], tmp_p
         for subject, server in zip(subjects, (first, first, second), strict=True):
             gaps = gaps_of(subject, rows, server, "bf16")
             print(f"{kind}, {subject.name}, bf16: {gaps}")
-            assert gaps.largest < NEAREST["bf16"]
+            assert gaps.mean < NEAREST["bf16"]
+            assert max(gaps.engine, gaps.server) < STEPS
 
 
 LESSONS = [
