@@ -65,6 +65,7 @@ def test_it_learns_and_values_tell_what_is_to_come(run: Run, tmp_path: Path) -> 
     assert steps[-1]["reward"] > 0.8
     assert summary["eval_reward"] > 0.8
     assert summary["updates"] == 30 * 4
+    assert summary["train_loss"] == pytest.approx(sum(step["loss"] for step in steps) / 30)
     assert steps[0]["mismatch_max"] < 1e-3
     assert steps[-1]["return"] > 0.8
     assert abs(steps[-1]["value_error"]) < 0.3

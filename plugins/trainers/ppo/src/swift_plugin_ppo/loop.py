@@ -94,10 +94,11 @@ class PpoTrainer(SupervisedTrainer):
                 with self.stages.stage("update"):
                     self._update(steps, lessons, part, step, state, last_step, told)
             state.step = step
-            self._count(state, everyone, time.perf_counter() - started)
+            figures |= _means(told)
+            self._count(state, everyone, figures.get("loss", 0.0), time.perf_counter() - started)
             if step % config.log_every == 0 or step == last_step:
                 left = (time.perf_counter() - since) / (step - first) * (last_step - step)
-                self._report(state, groups, everyone, figures | _means(told), last_step, left)
+                self._report(state, groups, everyone, figures, last_step, left)
             if len(run.data.eval) and (step % (config.eval_every or last_step) == 0 or step == last_step):
                 self._evaluate_rewards(steps, state)
             if not backend.all_true(run.stop is None):
@@ -307,7 +308,8 @@ class PpoTrainer(SupervisedTrainer):
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def _count(self, state: State, everyone: Sequence[ToldGroup], seconds: float) -> None:  # type: ignore[override]
+    def _count(self, state: State, everyone: Sequence[ToldGroup], loss: float, seconds: float) -> None:  # type: ignore[override]
+        state.loss_sum += loss
         state.tokens += sum(answer.length for group in everyone for answer in group.answers)
         state.seconds += seconds
 
@@ -323,7 +325,6 @@ class PpoTrainer(SupervisedTrainer):
         run, config = self.run, self.config
         found = account.figures(everyone, state.step - 1) | found
         state.reward, loss = found["reward"], found.pop("loss", 0.0)
-        state.loss_sum += loss
         made = sum(answer.length for group in everyone for answer in group.answers)
         times = {f"seconds/{name}": round(value, 3) for name, value in self.stages.take().items()}
         run.events.emit(
