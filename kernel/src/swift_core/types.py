@@ -614,9 +614,10 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """Part `reward`: how good answers are; higher is better. rows: of each completion, the row that it answers."""
+    """Part `reward`: how good answers are; higher is better. rows: of each completion, the row that it answers. None of a row
+    that it does not judge. One with `waits = True` is asked in a thread beside others; one with `close()` is closed."""
 
-    def __call__(self, completions: list[str], rows: list[Row]) -> list[float]: ...
+    def __call__(self, completions: list[str], rows: list[Row]) -> Sequence[float | None]: ...
 
 
 @runtime_checkable
