@@ -7,8 +7,8 @@ from typing import Any
 
 
 def form(completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
-    """1 for a number and nothing else."""
-    return [float(bool(re.fullmatch(r"\d+\.?", said.strip()))) for said in completions]
+    """1 for one short line."""
+    return [float(bool(re.fullmatch(r"[^\n]{1,20}", said.strip()))) for said in completions]
 
 
 def right(completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
