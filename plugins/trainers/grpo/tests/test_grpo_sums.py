@@ -1,4 +1,4 @@
-"""The example sums: the embedded model learns short right answers by rewards, with algorithms of the family and both engines."""
+"""The example sums: the embedded model learns short right answers by rewards, by several algorithms and with two engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[4]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "engine"),
-    [("grpo", "transformers"), ("dr_grpo", "transformers"), ("rloo", "transformers"), ("cispo", "transformers"), ("grpo", "vllm")],
+    [*((name, "transformers") for name in ("grpo", "dr_grpo", "rloo", "cispo")), ("grpo", "vllm")],
 )  # fmt: skip
 def test_sums_are_learned(trainer: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From under 0.3 to over 0.8 in mean reward, the mean of the last five steps."""
