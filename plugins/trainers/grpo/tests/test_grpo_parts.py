@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from swift_core.config import build_options
-from swift_core.errors import RequestError, RunError
+from swift_core.errors import CapabilityError, RequestError, RunError
 from swift_core.source import SampleList
 from swift_core.types import Completion, ModelBundle, Request
 from swift_plugin_grpo.account import Sums, Told, ToldGroup, figures
@@ -213,6 +213,54 @@ def test_rollouts_keep_ids_and_tell_what_was_cut(tiny_bundle: ModelBundle) -> No
         add(silent, Completion(0, "", [1, 2], [-1.0], "stop"), 0)
 
 
+class Taking:
+    """An engine in another process, as `Weights` sees it: it takes adapters that are named `good`, or whole weights."""
+
+    def __init__(self, *capabilities: str) -> None:
+        self.capabilities, self.had, self.model = frozenset(capabilities), list[Any](), None
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        if (folder / "adapter_config.json").read_text() == "bad":
+            raise RequestError("no DoRA here")
+        self.had.append((name, folder.name))
+
+    def sync_weights(self, weights: Any, version: int) -> None:
+        self.had.append((dict(weights), version))
+
+
+class Kept:
+    """A tuner that keeps what it trains beside the model."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.model = kind, object()
+
+    def weights(self) -> Any:
+        return iter(())
+
+    def save(self, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text(self.kind)
+
+
+def test_weights_go_the_way_that_both_have() -> None:
+    """As adapters, whole where the engine takes no such adapter, or not at all, which is told."""
+    steps: Any = type("Steps", (), {"full_weights": lambda self, role: iter([(role, 1)])})()
+    engine: Any = Taking("adapters", "sync")
+    weights = Weights(engine, Kept("good"))  # type: ignore[arg-type]
+    for version in (0, 3):
+        weights.sync(steps, version)
+    assert engine.had == [("policy", "version-0"), ("policy", "version-3")]
+    assert (weights.adapter, weights.version, weights.by_adapter) == ("policy", 3, True)
+    engine = Taking("adapters", "sync")
+    weights = Weights(engine, Kept("bad"))  # type: ignore[arg-type]
+    weights.sync(steps, 1)
+    assert (engine.had, weights.adapter, weights.by_adapter) == ([({"policy": 1}, 1)], None, False)
+    alone = Weights(Taking("adapters"), Kept("bad"))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="version 1 were not taken, the base model stays in service: no DoRA here"):
+        alone.sync(steps, 1)
+    with pytest.raises(CapabilityError, match="takes neither adapters of this tuner nor weights"):
+        Weights(Taking(), Kept("good"))  # type: ignore[arg-type]
+
+
 def test_a_talk_is_never_tokenized_again(tiny_bundle: ModelBundle) -> None:
     """Three turns: the ids are what the template writes for the whole talk, the loss is on the model's own tokens, and rewards
     add up. The ids that were drawn need not be those that their text would be tokenized to."""
@@ -280,6 +328,44 @@ def test_tools_answer_with_what_they_give_or_with_their_error(tmp_path: Path) ->
         tool_factory([f"{tmp_path / 'tools.py'}:take"])
     with pytest.raises(RequestError, match="no such file"):
         make_factory("nowhere.py:World", None, {})  # type: ignore[arg-type]
+
+
+TOOLS = (
+    "{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}"
+    "{%- endif %}{%- for message in messages %}"
+    "{{ '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\\n' }}"
+    "{%- if message.role == 'tool' %}{{ '<tool_response>\\n' + message.content + '\\n</tool_response>' }}"
+    "{%- elif message.content %}{{ message.content }}{% endif %}"
+    "{%- for call in message.tool_calls or [] %}"
+    '{{ \'<tool_call>\\n{"name": "\' + call.function.name + \'", "arguments": \' }}{{ call.function.arguments | tojson }}'
+    "{{ '}\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def test_a_model_calls_tools_and_goes_on_with_what_they_say(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    """The call is read off the ids by the template's own format, the function is called, and the ids are those of the talk."""
+    tokenizer, template = tiny_bundle.processor, tiny_bundle.template
+    tokenizer.chat_template = TOOLS
+    (tmp_path / "tools.py").write_text("def add(a, b):\n    return a + b\n")
+    numbers = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
+    tools = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": numbers}}]
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call><|im_end|>'
+    said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (call, "It is 5.<|im_end|>")]
+    factory = tool_factory([f"{tmp_path / 'tools.py'}:add"])
+    made = rollouts_of(Engine(said), tiny_bundle, environment=factory, turns=4)
+    made.sampling = Sampling(max_tokens=200)
+    given = row("What is 2 + 3?", tools=tools)
+    (sample,) = PromptForm().encode(template, given)  # type: ignore[arg-type]
+    ((rollout,),) = made.make([Prompt(0, sample.input_ids, given)], 1)
+    asked = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+    talk = [*given["messages"], {"role": "assistant", "content": "", "tool_calls": [asked]}, {"role": "tool", "content": "5"}]
+    assert tokenizer.decode(rollout.ids) == tokenizer.decode(template.prompt(talk, tools)) + "It is 5.<|im_end|>"  # type: ignore[union-attr]
+    own = [token for token, mine in zip(rollout.ids, rollout.own, strict=True) if mine]
+    assert own == [*said[0], *said[1]]
+    assert (rollout.turns, rollout.finish, rollout.reward) == (2, "stop", 0.0)
+    assert [message["role"] for message in rollout.messages] == ["assistant", "tool", "assistant"]
+    assert rollout.messages[-1]["content"] == "It is 5."
 
 
 def test_batches_hold_groups_and_leave_out_what_is_empty(tiny_bundle: ModelBundle) -> None:

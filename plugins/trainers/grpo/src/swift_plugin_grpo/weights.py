@@ -38,9 +38,7 @@ class Weights:
         if self.inside:
             self.tuned.model.eval()
             self.engine.sync_weights(iter(()), version)
-        elif self.by_adapter:
-            self._load(version)
-        else:
+        elif not (self.by_adapter and self._load(version)):
             self.engine.sync_weights(steps.full_weights("policy"), version)
         self.version = version
 
@@ -48,21 +46,29 @@ class Weights:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _saves_adapter(self) -> bool:
+        """Tried, for tuners that keep what they train beside the model's weights; others save the whole model."""
+        if not hasattr(self.tuned, "weights"):
+            return False
         folder = self._folder / "probe"
         folder.mkdir()
         self.tuned.save(folder)
         return (folder / "adapter_config.json").is_file()
 
-    def _load(self, version: int) -> None:
+    def _load(self, version: int) -> bool:
+        """False where the engine takes no adapter of this kind, DoRA say, but whole weights."""
         folder = self._folder / f"version-{version}"
         folder.mkdir(exist_ok=True)
         self.tuned.save(folder)
         try:
             self.engine.load_adapter(NAME, folder)  # the one before stays until this one is there
         except (RequestError, RunError) as err:
+            if self.adapter is None and isinstance(err, RequestError) and "sync" in self.engine.capabilities:
+                self.by_adapter = False
+                return False
             kept = "the base model" if self.adapter is None else f"version {self.version}"
             raise RunError(f"weights of version {version} were not taken, {kept} stays in service: {err}") from err
         self.adapter = NAME
         for old in self._folder.iterdir():
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
+        return True
