@@ -111,7 +111,8 @@ def step(
         made._ready(steps, batches)
         result = steps.forward_backward(batches, made.loss_fn)
         grads = {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
-        return Step(result.loss, grads, batches, made._extra())
+        made._extra()
+        return Step(result.loss, grads, batches, made.reported)
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
