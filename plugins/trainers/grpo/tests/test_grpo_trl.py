@@ -230,7 +230,9 @@ def bundle(tiny_bundle: ModelBundle) -> ModelBundle:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("vary", [False, True], ids=["first update", "later update"])
+@pytest.mark.parametrize(
+    "vary", [pytest.param(False, marks=pytest.mark.slow, id="first update"), pytest.param(True, id="later update")]
+)
 def test_losses_gradients_and_advantages_are_trls(name: str, vary: bool, bundle: ModelBundle, tmp_path: Path) -> None:
     theirs, ours = CASES[name]
     if not vary and "kl" in ours:
