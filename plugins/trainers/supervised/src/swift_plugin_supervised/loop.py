@@ -196,8 +196,8 @@ class SupervisedTrainer:
         """Likewise: what is done before the first step, or the first after a resume."""
 
     def _ready(self, steps: Any, batches: list[Batch]) -> None:
-        """Likewise: what a loss needs beside the policy's own pass, into `Batch.targets`. Called before the pass, for the batches
-        of a step or for one to evaluate."""
+        """Likewise: what a loss needs beside the policy's own pass, into `Batch.targets`. Called before the pass, for the
+        batches of a step or for one to evaluate."""
 
     def _extra(self) -> dict[str, Any]:
         """Likewise: figures of the step for the log, `charts` and `told` (see `swift_core.events`)."""
