@@ -99,7 +99,8 @@ def test_it_learns_and_tells(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [
-        ("dr_grpo", {}), ("dapo", {}), ("gspo", {"updates": 2}), ("cispo", {}), ("sapo", {}), ("rloo", {"kl": 0.001, "whiten": True}),
+        ("dr_grpo", {}), ("dapo", {}), ("gspo", {"updates": 2}), ("cispo", {}), ("sapo", {}),
+        ("rloo", {"kl": 0.001, "whiten": True}),
         ("reinforce_plus_plus", {}), ("grpo", {"advantage": "gdpo"}), ("grpo", {"ratio": "sequence_token", "updates": 2}),
         ("grpo", {"entropy_share": 0.3}), ("grpo", {"mismatch": "truncate", "loss": "bnpo"}), ("grpo", {"padding": "always"}),
         ("grpo", {"old": "engine", "updates": 2}),
