@@ -6,66 +6,38 @@ goes through the backend's `Steps`, all answers come from the run's `Engine`.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from swift_core.errors import CapabilityError, RequestError
 from swift_core.types import Batch, Run, TrainResult
 from swift_plugin_supervised.feed import share_of_rank
-from swift_plugin_supervised.isolation import isolates, shares
-from swift_plugin_supervised.loop import REFUSED, SupervisedTrainer
 from swift_plugin_supervised.schedule import learning_rate
 
 from swift_plugin_grpo import account
 from swift_plugin_grpo.account import Sums, ToldGroup
 from swift_plugin_grpo.advantages import advantages
 from swift_plugin_grpo.ahead import Ahead
-from swift_plugin_grpo.batches import Batcher, by_answer, live, tokens_of
-from swift_plugin_grpo.config import TIMEOUT
-from swift_plugin_grpo.environments import make_factory
+from swift_plugin_grpo.batches import by_answer, live, tokens_of
 from swift_plugin_grpo.losses import high_entropy, normaliser, policy_loss, sft_share, supervised_loss
-from swift_plugin_grpo.prompts import Prompts
-from swift_plugin_grpo.rollouts import Rollout, Rollouts, Sampling
-from swift_plugin_grpo.scoring import Group, Scored, Scoring
-from swift_plugin_grpo.stages import Stages, gathered
-from swift_plugin_grpo.weights import Weights
+from swift_plugin_grpo.on_policy import OnPolicyTrainer, State
+from swift_plugin_grpo.rollouts import Rollout
+from swift_plugin_grpo.scoring import Group, Scored
+from swift_plugin_grpo.stages import gathered
 
 FAR = 0.05  # of log-probabilities, on average: more than the roundings of two implementations in one precision
 
 
-@dataclass
-class State:
-    """What a checkpoint carries of the loop itself."""
-
-    step: int = 0
-    position: int = 0  # prompts drawn
-    updates: int = 0  # optimizer steps
-    best_loss: float | None = None  # the best evaluation's mean reward, negative
-    best_step: int | None = None
-    loss_sum: float = 0.0
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    reward: float | None = None  # of the last step
-    evals: list[tuple[int, float]] = field(default_factory=list)
-
-
-class GrpoTrainer(SupervisedTrainer):
-    """Trainer `grpo` and its presets; the supervised loop's checkpoints are its own."""
+class GrpoTrainer(OnPolicyTrainer):
+    """Trainer `grpo` and its presets."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config = self.config
-        self.stages = Stages(config.timeouts, TIMEOUT, "trainer.timeouts")
         self.needs_reference = config.kl > 0
         several = config.updates * config.minibatches > 1
         self.kl_in_reward = self.needs_reference and config.kl_in == "reward"
@@ -73,14 +45,10 @@ class GrpoTrainer(SupervisedTrainer):
         self.warned = False
         self.needs_entropies = config.exact_entropy or config.entropy_share < 1
 
-    def fit(self) -> TrainResult:
-        with ExitStack() as self.stack:
-            return self._fit()
-
     def _fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
         tuned, steps, state = self._open()
-        last_step = self._last_step()
+        last_step = self.last_step
         first, since, stopped = state.step, time.perf_counter(), None
         saved = state.step if run.resume_from else -1
         while state.step < last_step and not stopped:
@@ -122,48 +90,19 @@ class GrpoTrainer(SupervisedTrainer):
     def _open(self) -> tuple[Any, Any, State]:
         """Models, the engine, rewards and prompts. Raises RequestError for what does not go together."""
         run, config = self.run, self.config
-        self.prompts = Prompts(run.data.train, run.config.seed, config.shuffle)
-        self.scoring = Scoring(run.part, config.rewards, config, run.template, self.stack)
-        tuned = run.models.get("policy")
-        if why := REFUSED.get(getattr(getattr(tuned, "bundle", None), "task", "")):
-            raise RequestError(f"model {tuned.bundle.source} is {why}")
-        if folder := run.resume_from or run.warm_start:
-            tuned.load(folder)
+        tuned = self._open_policy()
         roles = {"policy": tuned} | ({"reference": run.models.get("reference")} if self.needs_reference else {})
         optimizer = run.part("optimizer", config.optimizer) if config.optimizer else None
         steps = run.backend.prepare(roles, optimizer, config)
-        state = self._restored(steps, run.resume_from) if run.resume_from else State()
-        flat = self._flat(steps)
-        share = flat and config.share_beginning and shares(steps, run.template, run.data.train)
-        self.batcher = Batcher(run.template, flat, share, getattr(run.backend, "pass_tokens", None))
-        engine = run.engine()
-        self.weights = Weights(engine, tuned)
-        self.stack.callback(self.weights.close)
-        if config.ahead and self.weights.inside:
-            raise CapabilityError(
-                "trainer.ahead: the engine runs the model that is trained; use one in another process, vllm say"
-            )
-        world = make_factory(config.environment, run.part, config.environment_options) if config.environment else None
-        sampling = Sampling(
-            config.max_tokens, config.temperature, config.top_p, config.top_k, config.min_p, config.repetition_penalty,
-            tuple(config.stop),
-        )  # fmt: skip
-        given = (engine, run.template, self.weights, sampling, run.config.seed, self.stages, world, config.turns)
-        self.rollouts, self.pending = Rollouts(*given), Ahead(self.stages)
-        self._tell_start(tuned, state, flat, share)
+        state = self._restored(steps, run.resume_from)
+        self._open_rollouts(tuned, steps)
+        self.pending = Ahead(self.stages)
+        self._tell_start(tuned, state)
         if run.backend.rank == 0:
             self.checkpoints.forget_after(state.step)
         return tuned, steps, state
 
-    def _flat(self, steps: Any) -> bool:
-        if self.config.padding == "always":
-            return False
-        lack = isolates(steps, self.run.template, self.run.data.train)
-        if lack:
-            self.run.events.note(f"padding the answers of a pass: {lack}")
-        return not lack
-
-    def _tell_start(self, tuned: Any, state: State, flat: bool, share: bool) -> None:
+    def _tell_start(self, tuned: Any, state: State) -> None:
         run, config = self.run, self.config
         trained = sum(p.numel() for p in tuned.trainable().values())
         whole = sum(p.numel() for p in tuned.model.parameters())
@@ -171,33 +110,17 @@ class GrpoTrainer(SupervisedTrainer):
         sent = "as adapters" if self.weights.by_adapter else "whole"
         run.events.note(
             f"training {trained:,} of {whole:,} parameters ({trained / whole:.2%}) on {run.backend.describe()['device']}: "
-            f"{self._last_step()} steps of {config.batch_size * run.backend.world} prompts x {config.generations} answers"
+            f"{self.last_step} steps of {config.batch_size * run.backend.world} prompts x {config.generations} answers"
             + (f", from step {state.step}" if state.step else "")
         )
         run.events.note(
             f"rollouts {where}" + ("" if self.weights.inside else f", weights sent {sent}")
-            + (", one step ahead" if config.ahead else "") + (", prompts computed once a group" if share else "")
+            + (", one step ahead" if config.ahead else "") + (", prompts computed once a group" if self.shares else "")
         )  # fmt: skip
         if config.temperature != 1 or config.top_p < 1 or config.top_k or config.min_p or config.repetition_penalty != 1:
             run.events.note("rollouts are drawn from a changed distribution; log-probabilities are those of the model itself")
         if run.resume_from and config.ahead:
             run.events.note("rollouts made ahead are made anew: this continuation is not exact")
-
-    def _last_step(self) -> int:
-        config = self.config
-        steps = math.ceil(config.epochs * len(self.prompts) / (config.batch_size * self.run.backend.world))
-        return int(max(1, config.max_steps or steps) if config.max_steps is None else config.max_steps)
-
-    def _restored(self, steps: Any, folder: Path) -> State:
-        """Raises RequestError when a file is damaged."""
-        steps.load(folder)
-        try:
-            return State(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as err:
-            raise RequestError(
-                f"checkpoint {folder} cannot be resumed: trainer.json: {' '.join(str(err).split())}. "
-                "Name an earlier one: trainer.resume=FOLDER"
-            ) from err
 
     # --- rollouts and rewards -----------------------------------------------------------------------------------------
 
@@ -220,7 +143,7 @@ class GrpoTrainer(SupervisedTrainer):
             if config.ahead:
                 self._begin_next(steps, state)
             groups = self._score(made)
-            told = [group for found in gathered([account.tell(group) for group in groups]) for group in found]
+            told = self._told(groups)
             drawn += told
             last = attempt == config.resample
             good = {group.number for group in told if last or account.signal(group)}
@@ -238,7 +161,7 @@ class GrpoTrainer(SupervisedTrainer):
 
     def _begin_next(self, steps: Any, state: State) -> None:
         """Have the next step's rollouts made with the present weights, while this step is trained on."""
-        if state.step + 1 >= self._last_step():
+        if state.step + 1 >= self.last_step:
             return
         with self.stages.stage("sync"):
             self.weights.sync(steps, state.step)
@@ -248,8 +171,7 @@ class GrpoTrainer(SupervisedTrainer):
         self.pending.begin(own, partial(self.rollouts.make, own, self.config.generations))
 
     def _score(self, made: Sequence[Sequence[Rollout]]) -> list[Group]:
-        with self.stages.stage("rewards"):
-            groups = self.scoring(made)
+        groups = super()._score(made)
         if self.config.sft:
             for group in groups:
                 row = group.answers[0].rollout.row
@@ -283,10 +205,10 @@ class GrpoTrainer(SupervisedTrainer):
 
     def _diverged(self, groups: Sequence[Group]) -> list[ToldGroup]:
         """What all ranks know, the divergence taken from the rewards."""
-        told = [group for found in gathered([account.tell(group) for group in groups]) for group in found]
+        told = self._told(groups)
         for answer in (answer for group in told for answer in group.answers):
             answer.score -= self.config.kl * answer.kl
-        return sorted(told, key=lambda group: group.number)
+        return told
 
     def _advantages(self, groups: Sequence[Group], everyone: Sequence[ToldGroup]) -> None:
         """Of all answers of the step at once; the same on every rank."""
@@ -380,7 +302,6 @@ class GrpoTrainer(SupervisedTrainer):
         state.loss_sum += sum(loss for loss, _ in losses) / max(1, len(losses))
         made = sum(answer.length for group in drawn for answer in group.answers)
         state.tokens += made
-        state.trained_tokens += made
         state.seconds += seconds
 
     def _report(  # type: ignore[override]
@@ -399,7 +320,6 @@ class GrpoTrainer(SupervisedTrainer):
                 f"engine and trainer differ by {found['mismatch']:.3f} in the log-probability of a token: compute both in one "
                 "precision, or correct it with trainer.mismatch=truncate"
             )
-        times = {f"seconds/{name}": round(value, 3) for name, value in self.stages.take().items()}
         answers = sum(len(group.answers) for group in drawn)
         made = sum(answer.length for group in drawn for answer in group.answers)
         rate = learning_rate(max(1, state.updates), last * config.updates * config.minibatches, config)
@@ -409,12 +329,9 @@ class GrpoTrainer(SupervisedTrainer):
             tokens_per_second=state.tokens / state.seconds, seconds_left=left, peak_bytes=run.backend.peak_bytes(),
             updates=len(losses), prompts=len(drawn), answers=answers, weights=state.step - 1,
             charts=[name for name in account.CHARTS if name in found or name == "grad_norm"], told=self._line(found, losses),
-            **{name: value for name, value in found.items() if not math.isnan(value)}, **times,
+            **{name: value for name, value in found.items() if not math.isnan(value)}, **self._times(),
         )  # fmt: skip
-        if config.samples and run.backend.rank == 0 and groups:
-            shown = {group.number: self._asked(group) for group in groups}
-            rows = account.sample_rows(groups, shown, config.samples)
-            run.events.emit("table", title="Samples", step=state.step, columns=account.COLUMNS, rows=rows)
+        self._show_samples(state, groups)
 
     def _line(self, found: dict[str, float], losses: Any) -> str:
         """A step's figures for people."""
@@ -427,47 +344,7 @@ class GrpoTrainer(SupervisedTrainer):
         ]
         return "  " + "; ".join(told)
 
-    def _asked(self, group: Group) -> str:
-        messages = [message for message in group.answers[0].rollout.row["messages"] if message["role"] == "user"]
-        return str(messages[-1].get("content")) if messages else ""
-
     def _evaluate_rewards(self, steps: Any, state: State) -> None:
-        """The mean reward of one answer to each evaluation row, drawn as in training."""
-        backend, held = self.run.backend, Prompts(self.run.data.eval, self.run.config.seed, shuffle=False)
         if self.pending.waits:
             self.pending.wait()  # the engine answers with one version at a time
-        with self.stages.stage("sync"):
-            self.weights.sync(steps, state.step)
-        own = held.draw(share_of_rank(range(len(held)), backend.rank, backend.world))
-        groups = self._score(self.rollouts.make(own, 1))
-        told = [group for found in gathered([account.tell(group) for group in groups]) for group in found]
-        found = account.figures(told, state.step)
-        loss = -found["reward"]
-        better = state.best_loss is None or loss < state.best_loss
-        if better:
-            state.best_loss, state.best_step = loss, state.step
-        state.evals.append((state.step, loss))
-        kept = {
-            name: value
-            for name, value in found.items()
-            if name.split("/")[0] in ("reward", "reward_std", "length", "truncated")
-        }
-        self.run.events.emit("eval", step=state.step, loss=loss, best=better, **kept)
-        self.run.events.note(f"evaluation: reward {found['reward']:.4f} over {len(told)} rows")
-        self.stages.take()  # a step's times are its own
-
-    def _metrics(self, state: State) -> dict[str, Any]:  # type: ignore[override]
-        return {
-            "steps": state.step,
-            "updates": state.updates,
-            "seconds": round(state.seconds, 3),
-            "peak_bytes": self.run.backend.peak_bytes(),
-            "train_loss": state.loss_sum / state.step if state.step else None,
-            "eval_loss": state.evals[-1][1] if state.evals else None,
-            "reward": state.reward,
-            "eval_reward": -state.evals[-1][1] if state.evals else None,
-            "best_step": state.best_step,
-            "tokens": state.tokens,
-            "trained_tokens": state.trained_tokens,
-            "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
-        }
+        super()._evaluate_rewards(steps, state)

@@ -5,53 +5,27 @@ Rollouts, rewards, batches and stages are those of swift-plugin-grpo. The value 
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from swift_core.errors import RequestError
-from swift_core.types import Batch, Run, TrainResult
+from swift_core.types import Batch, TrainResult
 from swift_plugin_grpo import account
 from swift_plugin_grpo.account import ToldGroup
-from swift_plugin_grpo.batches import Batcher, by_answer
-from swift_plugin_grpo.config import TIMEOUT
-from swift_plugin_grpo.environments import make_factory
-from swift_plugin_grpo.prompts import Prompts
-from swift_plugin_grpo.rollouts import Rollouts, Sampling
-from swift_plugin_grpo.scoring import Group, Scored, Scoring
-from swift_plugin_grpo.stages import Stages, gathered
-from swift_plugin_grpo.weights import Weights
+from swift_plugin_grpo.batches import by_answer
+from swift_plugin_grpo.on_policy import OnPolicyTrainer, State
+from swift_plugin_grpo.scoring import Group, Scored
+from swift_plugin_grpo.stages import gathered
 from swift_plugin_supervised.feed import share_of_rank
-from swift_plugin_supervised.isolation import isolates, shares
-from swift_plugin_supervised.loop import REFUSED, SupervisedTrainer
 from swift_plugin_supervised.schedule import learning_rate
 
 from swift_plugin_ppo.advantages import estimate, moments, sums_of, token_rewards, whitened
 from swift_plugin_ppo.critic import Both, Critic, values_of
 from swift_plugin_ppo.losses import policy_loss, value_loss
-
-
-@dataclass
-class State:
-    """What a checkpoint carries of the loop itself."""
-
-    step: int = 0
-    position: int = 0  # prompts drawn
-    updates: int = 0  # optimizer steps
-    best_loss: float | None = None  # the best evaluation's mean reward, negative
-    best_step: int | None = None
-    loss_sum: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
-    reward: float | None = None  # of the last step
-    evals: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -65,21 +39,13 @@ class Lesson:
     returns: torch.Tensor
 
 
-class PpoTrainer(SupervisedTrainer):
-    """Trainer `ppo`; the supervised loop's checkpoints are its own."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        self.stages = Stages(self.config.timeouts, TIMEOUT, "trainer.timeouts")
-
-    def fit(self) -> TrainResult:
-        with ExitStack() as self.stack:
-            return self._fit()
+class PpoTrainer(OnPolicyTrainer):
+    """Trainer `ppo`."""
 
     def _fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
         tuned, steps, state = self._open()
-        last_step = self._last_step()
+        last_step = self.last_step
         both = Both(steps, self.critic.steps), Both(tuned, self.critic.tuned)
         first, since, stopped = state.step, time.perf_counter(), None
         saved = state.step if run.resume_from else -1
@@ -116,66 +82,22 @@ class PpoTrainer(SupervisedTrainer):
     def _open(self) -> tuple[Any, Any, State]:
         """Models, the engine, rewards and prompts. Raises RequestError for what does not go together."""
         run, config = self.run, self.config
-        self.prompts = Prompts(run.data.train, run.config.seed, config.shuffle)
-        self.scoring = Scoring(run.part, config.rewards, config, run.template, self.stack)
-        tuned = run.models.get("policy")
-        if why := REFUSED.get(getattr(getattr(tuned, "bundle", None), "task", "")):
-            raise RequestError(f"model {tuned.bundle.source} is {why}")
-        if folder := run.resume_from or run.warm_start:
-            tuned.load(folder)
+        tuned = self._open_policy()
         optimizer = run.part("optimizer", config.optimizer) if config.optimizer else None
         self.critic = Critic(run, optimizer, config)
         roles = {"policy": tuned} | ({"reference": run.models.get("reference")} if config.kl else {})
         steps = run.backend.prepare(roles, optimizer, config)
-        state = self._restored(steps, run.resume_from) if run.resume_from else State()
-        flat = self._flat(steps)
-        share = flat and config.share_beginning and shares(steps, run.template, run.data.train)
-        self.batcher = Batcher(run.template, flat, share, getattr(run.backend, "pass_tokens", None))
-        engine = run.engine()
-        self.weights = Weights(engine, tuned)
-        self.stack.callback(self.weights.close)
-        world = make_factory(config.environment, run.part, config.environment_options) if config.environment else None
-        sampling = Sampling(
-            config.max_tokens, config.temperature, config.top_p, config.top_k, config.min_p, config.repetition_penalty,
-            tuple(config.stop),
-        )  # fmt: skip
-        given = (engine, run.template, self.weights, sampling, run.config.seed, self.stages, world, config.turns)
-        self.rollouts = Rollouts(*given)
+        state = self._restored(steps, run.resume_from)
+        self._open_rollouts(tuned, steps, self.critic.steps)
         trained = [sum(p.numel() for p in model.trainable().values()) for model in (tuned, self.critic.tuned)]
         run.events.note(
             f"training {trained[0]:,} parameters of the policy and {trained[1]:,} of the value model on "
-            f"{run.backend.describe()['device']}: {self._last_step()} steps of {config.batch_size * run.backend.world} prompts "
+            f"{run.backend.describe()['device']}: {self.last_step} steps of {config.batch_size * run.backend.world} prompts "
             f"x {config.generations} answers" + (f", from step {state.step}" if state.step else "")
         )
         if run.backend.rank == 0:
             self.checkpoints.forget_after(state.step)
         return tuned, steps, state
-
-    def _flat(self, steps: Any) -> bool:
-        """Whether both models keep answers apart that are laid end to end."""
-        if self.config.padding == "always":
-            return False
-        template, train = self.run.template, self.run.data.train
-        lack = isolates(steps, template, train) or isolates(self.critic.steps, template, train)
-        if lack:
-            self.run.events.note(f"padding the answers of a pass: {lack}")
-        return not lack
-
-    def _last_step(self) -> int:
-        config = self.config
-        steps = math.ceil(config.epochs * len(self.prompts) / (config.batch_size * self.run.backend.world))
-        return int(config.max_steps or max(1, steps))
-
-    def _restored(self, steps: Any, folder: Path) -> State:
-        """Raises RequestError when a file is damaged."""
-        steps.load(folder)
-        try:
-            return State(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as err:
-            raise RequestError(
-                f"checkpoint {folder} cannot be resumed: trainer.json: {' '.join(str(err).split())}. "
-                "Name an earlier one: trainer.resume=FOLDER"
-            ) from err
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -187,11 +109,8 @@ class PpoTrainer(SupervisedTrainer):
         numbers = range(state.position, state.position + config.batch_size * backend.world)
         state.position += len(numbers)
         own = self.prompts.draw(share_of_rank(numbers, backend.rank, backend.world))
-        made = self.rollouts.make(own, config.generations)
-        with self.stages.stage("rewards"):
-            groups = self.scoring(made)
-        told = [group for found in gathered([account.tell(group) for group in groups]) for group in found]
-        return groups, sorted(told, key=lambda group: group.number)
+        groups = self._score(self.rollouts.make(own, config.generations))
+        return groups, self._told(groups)
 
     def _lessons(self, steps: Any, groups: Sequence[Group]) -> dict[int, Lesson]:
         """By id of the answer: the old policy's log-probabilities, the reference's, values, and rewards of tokens."""
@@ -322,65 +241,24 @@ class PpoTrainer(SupervisedTrainer):
         last: int,
         left: float,
     ) -> None:
-        run, config = self.run, self.config
+        run = self.run
         found = account.figures(everyone, state.step - 1) | found
         state.reward, loss = found["reward"], found.pop("loss", 0.0)
         made = sum(answer.length for group in everyone for answer in group.answers)
-        times = {f"seconds/{name}": round(value, 3) for name, value in self.stages.take().items()}
         run.events.emit(
             "step", step=state.step, steps=last, loss=loss, learning_rate=found.pop("rate", 0.0),
             grad_norm=found.pop("norm", 0.0), tokens=made, trained_tokens=made,
             tokens_per_second=state.tokens / state.seconds, seconds_left=left, peak_bytes=run.backend.peak_bytes(),
             charts=["reward", "kl", "value_loss", "explained", "length"], told=self._line(found),
-            **{name: value for name, value in found.items() if not math.isnan(value)}, **times,
+            **{name: value for name, value in found.items() if not math.isnan(value)}, **self._times(),
         )  # fmt: skip
-        if config.samples and run.backend.rank == 0 and groups:
-            shown = {group.number: _asked(group) for group in groups}
-            rows = account.sample_rows(groups, shown, config.samples)
-            run.events.emit("table", title="Samples", step=state.step, columns=account.COLUMNS, rows=rows)
+        self._show_samples(state, groups)
 
     def _line(self, found: dict[str, float]) -> str:
         """A step's figures for people."""
         told = [f"reward {found['reward']:.3f} +- {found['reward_std']:.3f}", f"{found['length']:.0f} tokens an answer"]
         told += [f"{name} {found[name]:.4f}" for name in ("value_loss", "explained", "kl") if name in found]
         return "  " + "; ".join(told)
-
-    def _evaluate_rewards(self, steps: Any, state: State) -> None:
-        """The mean reward of one answer to each evaluation row, drawn as in training."""
-        backend, held = self.run.backend, Prompts(self.run.data.eval, self.run.config.seed, shuffle=False)
-        with self.stages.stage("sync"):
-            self.weights.sync(steps, state.step)
-        own = held.draw(share_of_rank(range(len(held)), backend.rank, backend.world))
-        made = self.rollouts.make(own, 1)
-        with self.stages.stage("rewards"):
-            groups = self.scoring(made)
-        told = [group for found in gathered([account.tell(group) for group in groups]) for group in found]
-        found = account.figures(told, state.step)
-        loss = -found["reward"]
-        better = state.best_loss is None or loss < state.best_loss
-        if better:
-            state.best_loss, state.best_step = loss, state.step
-        state.evals.append((state.step, loss))
-        kept = {name: value for name, value in found.items() if name.split("/")[0] in ("reward", "reward_std", "length")}
-        self.run.events.emit("eval", step=state.step, loss=loss, best=better, **kept)
-        self.run.events.note(f"evaluation: reward {found['reward']:.4f} over {len(told)} rows")
-        self.stages.take()  # a step's times are its own
-
-    def _metrics(self, state: State) -> dict[str, Any]:  # type: ignore[override]
-        return {
-            "steps": state.step,
-            "updates": state.updates,
-            "seconds": round(state.seconds, 3),
-            "peak_bytes": self.run.backend.peak_bytes(),
-            "train_loss": state.loss_sum / state.step if state.step else None,
-            "eval_loss": state.evals[-1][1] if state.evals else None,
-            "reward": state.reward,
-            "eval_reward": -state.evals[-1][1] if state.evals else None,
-            "best_step": state.best_step,
-            "tokens": state.tokens,
-            "trained_tokens": state.tokens,
-            "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
-        }
 
 
 def lesson_gap(answer: Scored) -> float:
@@ -401,8 +279,3 @@ def _means(told: dict[str, float]) -> dict[str, float]:
     for names, count in ((("loss", "clipped", "drift"), "tokens"), (("value_loss", "value_clipped"), "value_tokens")):
         found |= {name: whole[name] / whole[count] for name in names if whole.get(count)}
     return found
-
-
-def _asked(group: Group) -> str:
-    messages = [message for message in group.answers[0].rollout.row["messages"] if message["role"] == "user"]
-    return str(messages[-1].get("content")) if messages else ""
