@@ -82,7 +82,7 @@ def _make(part: Callable[..., Any], name: str, options: dict[str, Any], config: 
     except RequestError as err:
         if given or not str(err).startswith("no part"):
             raise
-        raise RequestError(f"reward {name}: {err}; expected {FORMS}") from None
+        raise RequestError(f"reward {name}: {str(err).rstrip('.')}; expected {FORMS}") from None
     return reward
 
 
