@@ -323,13 +323,14 @@ class Outputs(Protocol):
     def trained(self) -> torch.Tensor:
         """[B, T - 1] bool: where `Batch.weights[:, 1:]` is not 0."""
 
-    def logprobs(self) -> torch.Tensor:
-        """log p(label | the tokens before it) of the `trained` labels, row by row, in float32: [N]."""
+    def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
+        """log p(label | the tokens before it) of the `trained` labels, row by row, in float32: [N]. `temperature`: what the
+        logits are divided by."""
 
     def trained_logits(self, part: slice | None = None) -> torch.Tensor:
         """The logits that predict the `trained` labels, row by row: [N, vocabulary]; of `part` of them."""
 
-    def entropies(self) -> torch.Tensor:
+    def entropies(self, temperature: float = 1.0) -> torch.Tensor:
         """The entropy of each of those distributions, in nats, without a gradient: [N] float32."""
 
 

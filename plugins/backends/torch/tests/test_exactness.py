@@ -307,7 +307,8 @@ def test_a_long_document_and_a_window_take_other_paths_to_the_same_values(monkey
 
 @pytest.mark.parametrize("trained", ["states", "all", "nothing"])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunked_logprobs_and_gradients(trained: str, chunk: int) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_chunked_logprobs_and_gradients(trained: str, chunk: int, temperature: float) -> None:
     """Against log_softmax over all logits, with a loss that is not linear in the log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     states, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((10, 6), (17, 6), (17,)))
@@ -317,9 +318,9 @@ def test_chunked_logprobs_and_gradients(trained: str, chunk: int) -> None:
         inputs = [tensor.clone().requires_grad_(trained == "all" or (trained == "states" and tensor is states))
                   for tensor in (states, weight, bias)]  # fmt: skip
         if way == "plain":
-            found = torch.log_softmax(torch.nn.functional.linear(*inputs), -1).gather(1, labels[:, None])[:, 0]
+            found = torch.log_softmax(torch.nn.functional.linear(*inputs) / temperature, -1).gather(1, labels[:, None])[:, 0]
         else:
-            found = LabelLogprobs.apply(*inputs, labels, chunk)
+            found = LabelLogprobs.apply(*inputs, labels, chunk, temperature)
         if trained != "nothing":
             (found.exp() * torch.linspace(1, 2, 10)).sum().backward()
         results.append([found.detach(), *(tensor.grad for tensor in inputs)])

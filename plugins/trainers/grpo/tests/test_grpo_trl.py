@@ -132,10 +132,11 @@ class Ours:
 
     def logprobs(self) -> list[torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
+        heat = self.config.temperature
         for batch, answers in self.batcher.of([group.answers for group in self.groups]):
             values = self.steps.forward("policy", batch)
             for answer, own, entropies in zip(
-                answers, by_answer(values.logprobs(), answers), by_answer(values.entropies(), answers), strict=True
+                answers, by_answer(values.logprobs(heat), answers), by_answer(values.entropies(heat), answers), strict=True
             ):
                 found[id(answer)], answer.entropies = own, entropies
         return [found[id(answer)] for answer in self.answers]
@@ -164,7 +165,7 @@ class Ours:
 
         def loss_fn(outputs: Any, batch: Any) -> torch.Tensor:
             given = tokens_of(outputs, batch, members[id(batch)], threshold)
-            return policy_loss(outputs.logprobs(), given, config).total * tokens / divisor
+            return policy_loss(outputs.logprobs(config.temperature), given, config).total * tokens / divisor
 
         return self.steps.forward_backward([batch for batch, _ in batches], loss_fn).loss
 
@@ -220,6 +221,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "overlong filtering": ({"loss_type": "dapo", "mask_truncated_completions": True}, {"loss": "dapo", "overlong": "filter"}),
     "overlong of means": ({"loss_type": "grpo", "mask_truncated_completions": True}, {"overlong": "filter"}),
     "high entropy": ({"loss_type": "dapo", "top_entropy_quantile": 0.4}, {"loss": "dapo", "entropy_share": 0.4}),
+    "another temperature": ({"loss_type": "grpo", "temperature": 0.7}, {"temperature": 0.7}),
+    "high entropy at a temperature": (
+        {"loss_type": "dapo", "top_entropy_quantile": 0.4, "temperature": 1.6},
+        {"loss": "dapo", "entropy_share": 0.4, "temperature": 1.6},
+    ),
     "gdpo": ({"loss_type": "grpo", "multi_objective_aggregation": "normalize_then_sum"}, {"advantage": "gdpo"}),
 }  # fmt: skip
 

@@ -21,7 +21,14 @@ from swift_plugin_full.tuner import FullTuned
 from swift_plugin_transformers.config import TransformersConfig
 from swift_plugin_transformers.loading import load_model, load_processor
 from swift_plugin_transformers.testing import save_tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 IDS = torch.tensor([[10, 20, 30, 40, 50, 60, 70, 80], [200, 3, 150, 9, 77, 77, 21, 5]])
 
@@ -157,6 +164,31 @@ def test_disabled_gives_the_source_also_after_an_error(tiny_bundle: ModelBundle)
     with pytest.raises(KeyError), tuned.disabled():
         raise KeyError
     assert torch.equal(logits(tuned.model), expected)
+
+
+def test_a_folder_may_name_the_weights_otherwise(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
+    """As those of models with pictures do: LLaVA's language model and head stand under other names in its files."""
+    text = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=300
+    )
+    seen = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=seen)).float()
+    source, out = tmp_path / "source", tmp_path / "out"
+    model.save_pretrained(source)
+    bundle = replace(tiny_bundle, model=model, source=str(source), parts=None)
+    assert not set(load_file(source / "model.safetensors")) >= {name for name, _ in model.named_parameters()}
+    base = logits(model)
+    tuned = FullTuned(bundle, FullConfig(only=["model.language_model", "lm_head"]))
+    step(tuned)
+    expected = logits(model)
+    with tuned.disabled():
+        assert torch.equal(logits(model), base)
+    tuned.save(out)
+    step(tuned)
+    tuned.load(out)
+    assert torch.equal(logits(model), expected)
 
 
 def test_merge_is_the_model_itself_frozen(tiny_bundle: ModelBundle) -> None:

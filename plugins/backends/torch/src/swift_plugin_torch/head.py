@@ -45,15 +45,16 @@ class Outputs:
         """[B, T - 1] bool: where the label that follows has a weight."""
         return self._batch.weights[:, 1:] != 0
 
-    def logprobs(self) -> torch.Tensor:
-        """log p(label | what stands before it) of the labels with a weight, row by row: [N] float32."""
+    def logprobs(self, temperature: float = 1.0) -> torch.Tensor:
+        """log p(label | what stands before it) of the labels with a weight, row by row: [N] float32. temperature: what the
+        logits are divided by."""
         labels, states = self._batch.labels[:, 1:][self.trained], self._states
         if self._head is None:
-            return -torch.nn.functional.cross_entropy(states.float(), labels, reduction="none")
+            return -torch.nn.functional.cross_entropy(states.float() / temperature, labels, reduction="none")
         head = self._head
         chunk = CHUNK[states.device.type]
         with self._as_passed():
-            return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk)
+            return LabelLogprobs.apply(states.to(head.weight.dtype), head.weight, head.bias, labels, chunk, temperature)
 
     def trained_logits(self, part: slice | None = None) -> torch.Tensor:
         """The logits that predict the labels with a weight, row by row: [N, V]; of `part` of them, for a loss that takes them
@@ -61,13 +62,13 @@ class Outputs:
         with self._as_passed():
             return self._logits(self._states if part is None else self._states[part])
 
-    def entropies(self) -> torch.Tensor:
+    def entropies(self, temperature: float = 1.0) -> torch.Tensor:
         """The entropy of the distribution before each label with a weight, in nats, without a gradient: [N] float32."""
         states = self._states.detach()
         found = [states.new_empty(0, dtype=torch.float32)]
         with torch.no_grad(), self._within():
             for part in states.split(CHUNK[states.device.type]):
-                logs = torch.log_softmax(self._logits(part).float(), -1)
+                logs = torch.log_softmax(self._logits(part).float() / temperature, -1)
                 found.append(-(logs.exp() * logs).sum(-1))
         return torch.cat(found)
 
@@ -82,15 +83,21 @@ class Outputs:
 
 
 class LabelLogprobs(torch.autograd.Function):
-    """log softmax(h W^T + b)[label] for each row h: [N, H] x [V, H] -> [N] float32.
+    """log softmax((h W^T + b) / t)[label] for each row h: [N, H] x [V, H] -> [N] float32.
 
-    The gradient of row n with respect to h is (onehot - softmax) W, whatever the loss does with the result; where only h
+    The gradient of row n with respect to h is (onehot - softmax) W / t, whatever the loss does with the result; where only h
     has a gradient it is computed beside the forward pass, from the same logits. Else the logits are made again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk: int
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        chunk: int,
+        temperature: float = 1.0,
     ) -> torch.Tensor:
         result = states.new_empty(len(states), dtype=torch.float32)
         only_states = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
@@ -98,10 +105,10 @@ class LabelLogprobs(torch.autograd.Function):
         for at in range(0, len(states), chunk):
             part = slice(at, at + chunk)
             logits = torch.nn.functional.linear(states[part], weight, bias)
-            result[part] = _logprobs(logits, labels[part], into_gradient=grad is not None)
+            result[part] = _logprobs(logits, labels[part], temperature, into_gradient=grad is not None)
             if grad is not None:
                 torch.mm(logits, weight, out=grad[part])
-        ctx.chunk = chunk
+        ctx.chunk, ctx.temperature = chunk, temperature
         ctx.save_for_backward(states, weight, bias, labels, grad)
         return result
 
@@ -109,15 +116,16 @@ class LabelLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, labels, grad = ctx.saved_tensors
+        upstream = upstream / ctx.temperature
         if grad is not None:
-            return (grad.float() * upstream[:, None]).to(grad.dtype), None, None, None, None
+            return (grad.float() * upstream[:, None]).to(grad.dtype), *[None] * 5
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for at in range(0, len(states), ctx.chunk):
             part = slice(at, at + ctx.chunk)
             of_logits = torch.nn.functional.linear(states[part], weight, bias).float()
-            _logprobs(of_logits, labels[part], into_gradient=True)
+            _logprobs(of_logits, labels[part], ctx.temperature, into_gradient=True)
             of_logits = of_logits.mul_(upstream[part, None]).to(weight.dtype)
             if of_states is not None:
                 torch.mm(of_logits, weight, out=of_states[part])
@@ -125,12 +133,12 @@ class LabelLogprobs(torch.autograd.Function):
                 of_weight += of_logits.t() @ states[part]
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
-        return of_states, _like(of_weight, weight), _like(of_bias, bias), None, None
+        return of_states, _like(of_weight, weight), _like(of_bias, bias), None, None, None
 
 
-def _logprobs(logits: torch.Tensor, labels: torch.Tensor, into_gradient: bool) -> torch.Tensor:
-    """log softmax(logits)[label] of each row, in float32: [N, V], [N] -> [N]. With `into_gradient` the logits become
-    onehot(label) - softmax, the gradient of the result with respect to them."""
+def _logprobs(logits: torch.Tensor, labels: torch.Tensor, temperature: float, into_gradient: bool) -> torch.Tensor:
+    """log softmax(logits / temperature)[label] of each row, in float32: [N, V], [N] -> [N]. With `into_gradient` the logits
+    become onehot(label) - softmax, the gradient of the result with respect to what the softmax is of."""
     result = labels.new_empty(len(labels), dtype=torch.float32)
     block = BLOCK[logits.device.type]
     for at in range(0, len(logits), block):
@@ -138,6 +146,8 @@ def _logprobs(logits: torch.Tensor, labels: torch.Tensor, into_gradient: bool) -
         label = labels[part, None]
         values = logits[part].float() if logits.dtype != torch.float32 else logits[part].clone()
         values -= values.amax(-1, keepdim=True)
+        if temperature != 1:
+            values /= temperature
         own = values.gather(1, label)
         sums = values.exp_().sum(-1, keepdim=True)
         result[part] = (own - sums.log())[:, 0]

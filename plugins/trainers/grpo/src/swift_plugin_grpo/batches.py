@@ -90,6 +90,7 @@ def tokens_of(outputs: Any, batch: Batch, answers: Sequence[Scored], kept_from: 
         torch.tensor([answer.rollout.length for answer in answers], device=device),
         torch.tensor([answer.advantage for answer in answers], dtype=torch.float32, device=device),
         joined(lambda answer: answer.old),
+        joined(lambda answer: answer.plain),
         joined(lambda answer: answer.reference),
         joined(lambda answer: answer.rollout.logprobs),
         entropies >= kept_from if entropies is not None else None,

@@ -43,7 +43,7 @@ class RolloutConfig:
     share_beginning: bool = option(True, "compute the prompt once for all answers to it, where the model allows")
     shuffle: bool = option(True, "another order of prompts each epoch, from the seed")
     max_tokens: int = option(256, "tokens of an answer at most; in a talk, of all the model's own")
-    temperature: float = option(1.0, "of rollouts; log-probabilities stay those of temperature 1")
+    temperature: float = option(1.0, "of rollouts, and of the log-probabilities that are trained on")
     top_p: float = option(1.0, "share of the likeliest tokens that answers are drawn from")
     top_k: int = option(0, "number of the likeliest tokens that answers are drawn from; 0: all")
     min_p: float = option(0.0, "tokens less likely than this share of the likeliest are left out")
@@ -175,6 +175,8 @@ class GrpoConfig(RolloutConfig):
             raise ValueError("advantage gdpo normalises each reward by itself: kl_in must be loss")
         if self.old == "engine" and self.mismatch != "none":
             raise ValueError("mismatch compares trainer and engine: old must be trainer")
+        if self.old == "engine" and self.temperature != 1:
+            raise ValueError("an engine tells log-probabilities of temperature 1: at another, old must be trainer")
 
 
 @dataclass

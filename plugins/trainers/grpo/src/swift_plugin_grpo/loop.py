@@ -117,8 +117,8 @@ class GrpoTrainer(OnPolicyTrainer):
             f"rollouts {where}" + ("" if self.weights.inside else f", weights sent {sent}")
             + (", one step ahead" if config.ahead else "") + (", prompts computed once a group" if self.shares else "")
         )  # fmt: skip
-        if config.temperature != 1 or config.top_p < 1 or config.top_k or config.min_p or config.repetition_penalty != 1:
-            run.events.note("rollouts are drawn from a changed distribution; log-probabilities are those of the model itself")
+        if config.top_p < 1 or config.top_k or config.min_p or config.repetition_penalty != 1:
+            run.events.note("rollouts are drawn from a cut distribution; log-probabilities are those of the whole one")
         if run.resume_from and config.ahead:
             run.events.note("rollouts made ahead are made anew: this continuation is not exact")
 
@@ -183,6 +183,7 @@ class GrpoTrainer(OnPolicyTrainer):
 
     def _log_probabilities(self, steps: Any, groups: Sequence[Group]) -> None:
         """Those of the old policy, where more than one update needs them, of the reference, and entropies."""
+        heat = self.config.temperature
         if self.config.old == "engine":
             for answer in (answer for group in groups for answer in group.answers):
                 answer.old = torch.tensor(answer.rollout.logprobs)
@@ -193,11 +194,13 @@ class GrpoTrainer(OnPolicyTrainer):
                 if self.needs_old or self.needs_entropies:
                     outputs = steps.forward("policy", batch)
                     if self.needs_old:
-                        self._note(answers, "old", outputs.logprobs())
+                        self._note(answers, "old", outputs.logprobs(heat))
+                        if heat != 1:
+                            self._note(answers, "plain", outputs.logprobs())
                     if self.needs_entropies:
-                        self._note(answers, "entropies", outputs.entropies())
+                        self._note(answers, "entropies", outputs.entropies(heat))
                 if self.needs_reference:
-                    self._note(answers, "reference", steps.forward("reference", batch).logprobs())
+                    self._note(answers, "reference", steps.forward("reference", batch).logprobs(heat))
 
     def _note(self, answers: Sequence[Scored], name: str, values: torch.Tensor) -> None:
         for answer, own in zip(answers, by_answer(values, answers), strict=True):
@@ -279,11 +282,13 @@ class GrpoTrainer(OnPolicyTrainer):
         mixed = list(self.batcher.samples(experts)) if experts else []
 
         def loss_fn(outputs: Any, batch: Batch) -> torch.Tensor:
-            logprobs = outputs.logprobs()
             if id(batch) not in members:
                 weights = batch.weights[:, 1:][outputs.trained]
-                return supervised_loss(logprobs, weights, config.sft_phi) * (share * computed / expert)
-            given = tokens_of(outputs, batch, members[id(batch)], kept_from)
+                return supervised_loss(outputs.logprobs(), weights, config.sft_phi) * (share * computed / expert)
+            logprobs, given = outputs.logprobs(config.temperature), tokens_of(outputs, batch, members[id(batch)], kept_from)
+            if config.temperature != 1 and given.old is None:  # the present policy is the old one
+                with torch.no_grad():
+                    given.plain = outputs.logprobs()
             found = policy_loss(logprobs, given, config)
             sums.add(len(logprobs), found.figures)
             return found.total * scale

@@ -20,6 +20,7 @@ class Tokens:
     lengths: torch.Tensor  # [S] tokens of each answer
     advantages: torch.Tensor  # [S]
     old: torch.Tensor | None = None  # [N] log-probabilities of the policy that is improved on; None: the present one's
+    plain: torch.Tensor | None = None  # [N] those at temperature 1; None: `old` are
     reference: torch.Tensor | None = None  # [N]
     engine: torch.Tensor | None = None  # [N] of the engine that drew them
     kept: torch.Tensor | None = None  # [N] bool: tokens that the policy loss takes; None: all
@@ -46,7 +47,7 @@ def policy_loss(logprobs: torch.Tensor, tokens: Tokens, config: Any) -> Loss:
     if tokens.kept is not None:
         per_token = per_token * tokens.kept
     if tokens.engine is not None:
-        gap = (old - tokens.engine).detach()
+        gap = ((old if tokens.plain is None else tokens.plain) - tokens.engine).detach()
         figures |= mismatch(gap)
         if config.mismatch != "none":
             weight = correction(gap, tokens, by_answer, config)

@@ -33,6 +33,7 @@ class Scored:
     advantage: float = 0.0
     live: bool = True  # it can have a gradient
     old: torch.Tensor | None = None
+    plain: torch.Tensor | None = None  # those of `old` at temperature 1, as the engine tells its own
     reference: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
 

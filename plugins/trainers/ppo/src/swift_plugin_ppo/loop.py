@@ -115,15 +115,18 @@ class PpoTrainer(OnPolicyTrainer):
     def _lessons(self, steps: Any, groups: Sequence[Group]) -> dict[int, Lesson]:
         """By id of the answer: the old policy's log-probabilities, the reference's, values, and rewards of tokens."""
         found: dict[int, Lesson] = {}
+        heat = self.config.temperature
         with self.stages.stage("log-probabilities"):
             for batch, answers in self.batcher.of([group.answers for group in groups]):
-                old = by_answer(steps.forward("policy", batch).logprobs(), answers)
+                outputs = steps.forward("policy", batch)
+                old = by_answer(outputs.logprobs(heat), answers)
+                plain = old if heat == 1 else by_answer(outputs.logprobs(), answers)
                 values = by_answer(self.critic.forward(batch), answers)
                 reference: list[Any] = [None] * len(answers)
                 if self.config.kl:
-                    reference = by_answer(steps.forward("reference", batch).logprobs(), answers)
-                for answer, mine, other, value in zip(answers, old, reference, values, strict=True):
-                    answer.old, answer.reference = mine, other
+                    reference = by_answer(steps.forward("reference", batch).logprobs(heat), answers)
+                for answer, mine, own, other, value in zip(answers, old, plain, reference, values, strict=True):
+                    answer.old, answer.plain, answer.reference = mine, own, other
                     found[id(answer)] = self._lesson(answer, value)
         return found
 
@@ -189,7 +192,7 @@ class PpoTrainer(OnPolicyTrainer):
             return torch.cat(found).to(like.device)
 
         def of_policy(outputs: Any, batch: Batch) -> torch.Tensor:
-            logprobs = outputs.logprobs()
+            logprobs = outputs.logprobs(config.temperature)
             old = joined(batch, "old", logprobs)
             loss, clipped = policy_loss(logprobs, old, joined(batch, "advantages", logprobs), config.clip_low, high)
             drift = (old - logprobs).detach()
@@ -263,8 +266,8 @@ class PpoTrainer(OnPolicyTrainer):
 
 def lesson_gap(answer: Scored) -> float:
     """The largest difference between trainer's and engine's log-probabilities of an answer's tokens."""
-    assert answer.old is not None
-    return float((answer.old - torch.tensor(answer.rollout.logprobs)).abs().amax())
+    assert answer.plain is not None
+    return float((answer.plain - torch.tensor(answer.rollout.logprobs)).abs().amax())
 
 
 def _add(told: dict[str, float], name: str, value: float) -> None:

@@ -52,7 +52,7 @@ class FullTuned:
     def disabled(self) -> Iterator[None]:
         """The weights of the source, read again on first use and kept."""
         if self._original is None:
-            self._original = _read(Path(self.bundle.source), set(self.trainable()))
+            self._original = _read(Path(self.bundle.source), set(self.trainable()), type(self.model))
         trained = {name: p.data for name, p in self.trainable().items()}
         for name, parameter in self.trainable().items():
             parameter.data = self._original[name].to(parameter)
@@ -68,7 +68,7 @@ class FullTuned:
 
     def load(self, folder: Path) -> None:
         """Raises RequestError when the folder lacks one of this model's weights."""
-        state = _read(folder, {name for name, _ in self.model.named_parameters()})
+        state = _read(folder, {name for name, _ in self.model.named_parameters()}, type(self.model))
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if state[name].shape != parameter.shape:
@@ -124,7 +124,9 @@ def choose(parameters: list[tuple[str, torch.nn.Parameter]], config: FullConfig)
     return taken
 
 
-def _read(folder: Path, names: set[str]) -> dict[str, torch.Tensor]:
+def _read(folder: Path, names: set[str], kind: type) -> dict[str, torch.Tensor]:
+    """The weights of `names` in a folder: those of its files, or where these name them otherwise, as a library's format for a
+    model of several parts may, those of a model of that kind read from it. Raises RequestError where some are in neither."""
     state = {}
     for file in sorted(folder.glob("*.safetensors")):
         if file.name.startswith(("optimizer", "random-")):
@@ -134,7 +136,17 @@ def _read(folder: Path, names: set[str]) -> dict[str, torch.Tensor]:
                 state |= {name: opened.get_tensor(name) for name in opened.keys() if name in names}  # noqa: SIM118
         except Exception as err:
             raise RequestError(f"{file} cannot be read: {' '.join(str(err).split())}") from err
-    absent = sorted(names - set(state))
-    if absent:
+    if state.keys() < names:
+        state = _renamed(folder, names, kind) or state
+    if absent := sorted(names - state.keys()):
         raise RequestError(f"{folder} lacks {len(absent)} of the model's weights, {absent[0]} first")
     return state
+
+
+def _renamed(folder: Path, names: set[str], kind: type) -> dict[str, torch.Tensor]:
+    """The folder's weights by their names in a model of that kind; nothing where it is no model's folder."""
+    if not hasattr(kind, "from_pretrained") or not (folder / "config.json").is_file():
+        return {}
+    model, told = kind.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    made_up = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    return {name: p.data for name, p in model.named_parameters() if name in names and name not in made_up}
