@@ -22,8 +22,9 @@ from swift_core.types import Data, Run
 from swift_plugin_heads import metrics
 from swift_plugin_heads.config import RewardConfig
 from swift_plugin_heads.forms import StepRows
-from swift_plugin_heads.trainer import HeadTrainer
-from swift_plugin_transformers.testing import save_tiny
+from swift_plugin_heads.trainer import HeadTrainer, judges_apart
+from swift_plugin_transformers.pooling import last_tokens
+from swift_plugin_transformers.testing import make_tokenizer, save_tiny
 
 TOLERANCE = 1e-5
 
@@ -77,8 +78,10 @@ def graded(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def step(folder: Path, output: Path, trainer: str, rows: list[dict[str, Any]], **options: Any) -> Any:
-    """Loss, gradients and samples of one step over the rows."""
+def step(
+    folder: Path, output: Path, trainer: str, rows: list[dict[str, Any]], flat: bool | None = None, **options: Any
+) -> Any:
+    """Loss, gradients and samples of one step over the rows. flat: end to end, with shared beginnings or without."""
     template_id = "tag" if trainer == "prm" else trainer
     tree = {
         "model": {"name": str(folder), "task": "token_classification" if trainer == "prm" else "reward"}, "tuner": "full",
@@ -96,7 +99,12 @@ def step(folder: Path, output: Path, trainer: str, rows: list[dict[str, Any]], *
         )  # fmt: skip
         made, tuned = HeadTrainer(trainer, run), session.get("policy")
         steps = session.backend.prepare({"policy": tuned}, None, session.trainer.options)
-        loss = steps.forward_backward([template.collate(samples)], made.loss_fn).loss
+        if flat is not None:
+            assert judges_apart(steps, template, SampleList(samples), share=flat)
+            packed = template.pack(samples, share=flat)
+            assert bool(packed.shared) == flat
+        given = samples if flat is None else [packed]
+        loss = steps.forward_backward([template.collate(given)], made.loss_fn).loss
         return loss, {name: p.grad.clone() for name, p in tuned.trainable().items() if p.grad is not None}, samples
 
 
@@ -106,10 +114,11 @@ def check(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None
     assert max(float(grad.abs().max()) for grad in other.values()) > 1e-3
 
 
+@pytest.mark.parametrize("flat", [None, False, True], ids=["padded", "flat", "shared"])
 @pytest.mark.parametrize("center", [None, 0.0, 0.05])
-def test_reward_is_trls(center: float | None, scorer: Path, tmp_path: Path) -> None:
+def test_reward_is_trls(center: float | None, flat: bool | None, scorer: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
-    loss, grads, samples = step(scorer, tmp_path, "reward", PAIRS, center=center)
+    loss, grads, samples = step(scorer, tmp_path, "reward", PAIRS, flat, center=center)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(scorer, dtype=torch.float32)
     texts = []
     for place in (0, 1):
@@ -135,6 +144,40 @@ def test_reward_is_trls(center: float | None, scorer: Path, tmp_path: Path) -> N
     wanted = trl.RewardTrainer.compute_loss(trainer, Ignoring(), {**inputs, "margin": margin})
     assert loss == pytest.approx(float(wanted.detach()), abs=TOLERANCE)
     check(grads, graded(model, wanted))
+
+
+def test_texts_end_to_end_are_judged_where_padded_ones_are() -> None:
+    """At the last token that does not pad, as a text may end with the token that pads; shared beginnings are not judged."""
+    ids = torch.tensor([5, 6, 7, 8, 0, 9, 0, 0, 4, 4, 4, 0])
+    ends, seen = torch.tensor([0, 3, 5, 8, 10, 12]), torch.tensor([0, 3, 8, 14, 16, 18])
+    assert last_tokens(ids, ends, seen, pad=0).tolist() == [3, 5, 9, 10]
+    assert last_tokens(ids, ends, ends, pad=None).tolist() == [2, 4, 7, 9, 11]
+
+
+@pytest.mark.parametrize(("kind", "flat"), [("llama", True), ("bert", False), ("jamba", False)])
+def test_texts_are_laid_end_to_end_where_the_model_keeps_them_apart(kind: str, flat: bool, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    if kind == "bert":
+        tokenizer.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
+    more = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "jamba":  # attention and state-space layers
+        more |= {"num_key_value_heads": 2, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
+                 "use_mamba_kernels": False}  # fmt: skip
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, num_labels=2, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tree = {
+        "model": {"name": str(tmp_path / "model"), "labels": ["a", "b"]}, "tuner": "full", "trainer": "classify",
+        "template": "classify", "backend": {"name": "torch", "device": "cpu", "precision": "fp32"},
+    }  # fmt: skip
+    with Session(parse_config(tree)) as session:
+        template = session.template(session.model_ref, session.processor(session.model_ref))
+        texts = ["the fine day was long", "so it was", "a grim one"]
+        samples = [template.encode({"messages": [{"role": "user", "content": text}], "label": "a"})[0] for text in texts]
+        steps = session.backend.prepare({"policy": session.get("policy")}, None, session.trainer.options)
+        assert judges_apart(steps, template, SampleList(samples), share=False) == flat
 
 
 def test_center_is_refused_below_0() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from swift_plugin_transformers.architectures import HEADS, choose, needs_own_code
-from swift_plugin_transformers.attention import install
+from swift_plugin_transformers import attention, pooling
 from swift_plugin_transformers.config import TransformersConfig
 from swift_plugin_transformers.parts import find_parts
 from swift_plugin_transformers.processors import first_line, load_processor, own_code, where_from
@@ -52,12 +52,12 @@ def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config:
     choice = choose(model_config, config.task, source)
     if choice.task in HEADS:
         set_labels(model_config, choice.task, config, processor)
-    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     if skeleton:
         if hasattr(model_config, "quantization_config"):
             del model_config.quantization_config
         with torch.device("meta"):
-            model = choice.loader.from_config(model_config, dtype=dtype, trust_remote_code=trust, **attention)
+            model = choice.loader.from_config(model_config, dtype=dtype, trust_remote_code=trust, **chosen)
         return ModelBundle(model.eval(), processor, source, architecture, task=choice.task, parts=find_parts(model))
     if Path(source).is_dir():
         check_weights(Path(source), config.allow_pickle)
@@ -70,15 +70,16 @@ def load_model(source: str, processor: Any, load_kwargs: dict[str, Any], config:
             model, info = choice.loader.from_pretrained(
                 source, config=model_config, dtype=dtype, use_safetensors=None if config.allow_pickle else True,
                 weights_only=True, output_loading_info=True, trust_remote_code=trust,
-                ignore_mismatched_sizes=True, **attention, **where, **options,
+                ignore_mismatched_sizes=True, **chosen, **where, **options,
             )  # fmt: skip
     except Exception as err:
         raise RequestError(f"model {source} cannot be loaded: {first_line(err)}") from err
     finally:
         logging.set_verbosity(verbosity)
     check_loaded(source, model, info, choice.task)
+    pooling.install(model)
     if config.attention == "auto":
-        install(model)
+        attention.install(model)
     if hasattr(processor, "tokenizer"):
         cast_media(model)
     model = model.to(device).eval()

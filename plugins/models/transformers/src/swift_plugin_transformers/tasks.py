@@ -1,7 +1,8 @@
 """Templates of models with a head: `classify`, `tag`, `embed`, `rerank` and `reward`.
 
 A sample is one text or several that belong together, one after the other in `input_ids`; `label` says how long each is and
-what it stands for. A batch pads all texts of its samples on the right: N texts of T tokens. Nothing is packed.
+what it stands for. A batch pads all texts of its samples on the right: N texts of T tokens. Texts that are judged by their last
+token can be laid end to end instead.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import torch
 from swift_core.errors import RequestError
 from swift_core.types import Batch, Row, Sample
 
+from swift_plugin_transformers.collation import collate, pack
 from swift_plugin_transformers.config import TaskTemplateConfig
 
 IGNORED = -100  # the label of a token that is none of the task's
 
 
 class TaskTemplate:
-    """What the five share. A subclass says which texts a row holds, and what its label is."""
+    """What the five share. A subclass says which texts a row holds, what its label is, and whether a text is judged as a whole."""
 
     task = ""
+    pooled = False
     prefetch = 0
 
     def __init__(self, processor: Any, config: TaskTemplateConfig) -> None:
@@ -73,7 +76,9 @@ class TaskTemplate:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """inputs: input_ids, attention_mask [N, T]. targets: `value`, a list with one for each sample, and `lengths`, how many
-        texts each has."""
+        texts each has. Packed samples come alone: their texts lie end to end, [1, T]."""
+        flat = samples[0] if samples[0].segments else None
+        samples = flat.label["samples"] if flat else samples
         texts = [text for sample in samples for text in split(sample)]
         width = max(len(ids) for ids, _ in texts)
         ids, mask = torch.full((len(texts), width), self.pad_id), torch.zeros(len(texts), width, dtype=torch.long)
@@ -83,11 +88,14 @@ class TaskTemplate:
             if second >= 0:
                 types[row, second : len(text)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        tokens = int(mask.sum())
+        if flat:
+            laid = collate([flat], self.pad_id)
+            inputs, ids, mask = laid.inputs, laid.labels, torch.ones_like(laid.labels)
+        elif "token_type_ids" in self.tokenizer.model_input_names:
             inputs["token_type_ids"] = types
         values = [sample.label["value"] for sample in samples]
         targets = {"value": values, "lengths": [len(sample.label["lengths"]) for sample in samples]}
-        tokens = int(mask.sum())
         return Batch(
             inputs, ids, mask.float(), [sample.row for sample in samples], self.weigh(values), tokens, tokens, targets=targets
         )
@@ -106,7 +114,14 @@ class TaskTemplate:
         return []
 
     def pack(self, samples: Sequence[Sample], share: bool | Sequence[int] = False) -> Sample | None:
-        return None
+        """The texts of samples end to end; with `share`, what all texts of a sample begin with once. None where a text is not
+        judged by its last token alone, or is a pair whose halves are told apart."""
+        if not self.pooled or self.encoder or any("second" in sample.label for sample in samples):
+            return None
+        texts = [Sample(ids, [0.0] * len(ids)) for sample in samples for ids, _ in split(sample)]
+        packed = pack(texts, [len(sample.label["lengths"]) for sample in samples] if share else False)
+        packed.label = {"samples": list(samples)}
+        return packed
 
     def number(self, label: Any) -> int:
         """The number of a class, given by name or number."""
@@ -129,6 +144,7 @@ class Classify(TaskTemplate):
     """`{"text" | "messages" | "query", "document"?, "label"}`: a class, a list of classes, or numbers."""
 
     task = "sequence_classification"
+    pooled = True
 
     def sample(self, row: Row, labelled: bool = True) -> Sample:
         messages, other = row["messages"], row.get("document")
@@ -237,6 +253,7 @@ class Rerank(TaskTemplate):
     """`{"query", "positive", "negatives"}`, or `{"query", "document", "label"}` with 1 for a document that answers."""
 
     task = "reranker"
+    pooled = True
 
     def sample(self, row: Row, labelled: bool = True) -> Sample:
         query = content(row["messages"][-1])
@@ -258,6 +275,7 @@ class Reward(TaskTemplate):
     """`{"messages", "rejected"}`: two conversations, the first of them better, by `margin` where there is one."""
 
     task = "reward"
+    pooled = True
 
     def sample(self, row: Row, labelled: bool = True) -> Sample:
         conversations = [row["messages"]]

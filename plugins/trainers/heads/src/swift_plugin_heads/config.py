@@ -16,12 +16,17 @@ class HeadsConfig(SupervisedConfig):
     overflow: Literal["drop"] = option(
         "drop", "what becomes of a sample above max_length: texts are cut by template.max_length"
     )
-    packing: bool = option(False, "not to be had: a head's texts are padded")
-    padding: Literal["auto", "always"] = option("always", "texts are padded")
+    packing: bool = option(False, "not to be had: a sample with a head has a place of its own")
+    padding: Literal["auto", "always"] = option(
+        "auto",
+        "auto lays texts that are judged by their last token (classify, rerank, reward) end to end, isolated from each other, "
+        "where the model allows; always pads",
+    )
+    share_beginning: bool = option(True, "compute once what all texts of a sample begin with, where the model allows")
 
     def __post_init__(self) -> None:
         if self.packing:
-            raise ValueError("packing is not to be had with a head: each text has a row of its own")
+            raise ValueError("packing is not to be had with a head: batch_tokens fills passes")
         super().__post_init__()
 
 

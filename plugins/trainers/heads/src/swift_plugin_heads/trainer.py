@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from swift_core.errors import RequestError
-from swift_core.types import Batch, Run, TrainResult
+from swift_core.types import Batch, Run, Sample, Samples, Stream, Template, TrainResult
+from swift_plugin_supervised.feed import cut
+from swift_plugin_supervised.isolation import FAULTS
 from swift_plugin_supervised.loop import SupervisedTrainer
 
 from swift_plugin_heads import losses
@@ -56,7 +58,44 @@ class HeadTrainer(SupervisedTrainer):
 
     def _lays_flat(self, steps: Any, window: int) -> bool:
         self.shares = False
+        if self.config.padding == "always":
+            return False
+        data = self.run.data.train
+        samples = data.window(window)[0] if isinstance(data, Stream) else data
+        flat = judges_apart(steps, self.run.template, samples, share=False)
+        self.shares = flat and self.config.share_beginning and judges_apart(steps, self.run.template, samples, share=True)
+        return flat
+
+    def _batches(self, samples: list[Sample]) -> Iterator[Batch]:
+        template = self.run.template
+        for part in cut(samples, getattr(self.run.backend, "pass_tokens", None)) if self.flat else [samples]:
+            packed = template.pack(part, share=self.shares) if self.flat else None
+            yield template.collate([packed] if packed else part)
+
+
+def judges_apart(steps: Any, template: Template, samples: Samples, share: bool) -> bool:
+    """Whether a model with a head says of texts laid end to end what it says of them padded, to the precision that is computed
+    in, and of the last one the same to the last bits whatever the first one holds. share: with beginnings that stand once."""
+    if not len(samples):
         return False
+    shown = [samples[n] for n in range(min(2, len(samples)))]
+    first = shown[0]
+    start = first.label["lengths"][0] // 2 if share else 0  # what the texts of a sample share stays
+    ids = [*first.input_ids[:start], *(token % 251 + 3 for token in first.input_ids[start:])]
+    other = Sample(ids, first.weights, label=first.label)
+    try:
+        packs = [template.pack(chosen, share=share) for chosen in (shown, [other, *shown[1:]])]
+        if packs[0] is None or packs[1] is None or (share and not packs[0].shared):
+            return False
+        plain = steps.forward("policy", template.collate(shown)).logits
+        both, changed = (steps.forward("policy", template.collate([pack])).logits.float() for pack in packs)
+    except FAULTS:
+        return False
+    if both.shape != plain.shape:
+        return False
+    size, limit = float(plain.abs().max()), 1e-3 if plain.dtype == torch.float32 else 0.1
+    leak = float((both - changed)[-1].abs().max()) if len(shown) > 1 else 0.0
+    return leak <= 1e-5 * size and float((both - plain).abs().max()) <= limit * size
 
 
 class Head:
