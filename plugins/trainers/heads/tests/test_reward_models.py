@@ -78,9 +78,7 @@ def graded(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def step(
-    folder: Path, output: Path, trainer: str, rows: list[dict[str, Any]], flat: bool | None = None, **options: Any
-) -> Any:
+def step(folder: Path, output: Path, trainer: str, rows: list[dict[str, Any]], flat: bool | None = None, **options: Any) -> Any:
     """Loss, gradients and samples of one step over the rows. flat: end to end, with shared beginnings or without."""
     template_id = "tag" if trainer == "prm" else trainer
     tree = {

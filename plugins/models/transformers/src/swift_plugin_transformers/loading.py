@@ -16,8 +16,8 @@ from swift_core.types import ModelBundle
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from swift_plugin_transformers.architectures import HEADS, choose, needs_own_code
 from swift_plugin_transformers import attention, pooling
+from swift_plugin_transformers.architectures import HEADS, choose, needs_own_code
 from swift_plugin_transformers.config import TransformersConfig
 from swift_plugin_transformers.parts import find_parts
 from swift_plugin_transformers.processors import first_line, load_processor, own_code, where_from

@@ -1,7 +1,7 @@
 """Heads that judge a text by its last token, over texts laid end to end in one row: a judgement for each of them.
 
 The library's models for sequence classification pool one token a row. Where a pass says by `cu_seq_lens_q` where its texts end
-(see `attention`), the states of the last tokens go through the model's own `score` instead. Shapes: T tokens, N texts, H states.
+(see `attention`), the states of the last tokens go through the model's own `score` instead. Shape: N texts.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ IGNORED = -100  # the label of a token that is none of the task's
 
 
 class TaskTemplate:
-    """What the five share. A subclass says which texts a row holds, what its label is, and whether a text is judged as a whole."""
+    """What the five share. A subclass says which texts a row holds, what its label is, and whether a text is judged whole."""
 
     task = ""
     pooled = False
