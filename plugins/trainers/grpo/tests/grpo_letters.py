@@ -60,3 +60,12 @@ class Stuck(Guess):
 class Faulty(Guess):
     def step(self, message: dict[str, Any]) -> tuple[list[dict[str, Any]], float, bool]:
         raise ValueError("no such move")
+
+
+def seen(completions: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    """The share of an answer that is letters. A row keeps what it shows."""
+    for row in rows:
+        parts = row["messages"][0]["content"]
+        shown = sum(isinstance(part, dict) and part["type"] in ("image", "audio") for part in parts)
+        assert len(row.get("images", row.get("audios", ()))) == shown
+    return [sum(sign.isalpha() for sign in said) / max(1, len(said)) for said in completions]

@@ -145,7 +145,7 @@ def test_chords_share_and_its_weight_of_tokens() -> None:
     assert float(supervised_loss(logprobs, weights, True)) == pytest.approx(expected)
 
 
-def row(text: str, **more: Any) -> dict[str, Any]:
+def row(text: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **more}
 
 
@@ -159,8 +159,8 @@ def test_a_row_becomes_its_prompt(tiny_bundle: ModelBundle) -> None:
     assert sample.trained_tokens == 1
     with pytest.raises(ValueError, match="asks nothing"):
         PromptForm().encode(template, {"messages": [{"role": "assistant", "content": "a"}]})
-    with pytest.raises(ValueError, match="media"):
-        PromptForm().encode(template, row("look", images=["a.png"]))
+    with pytest.raises(ValueError, match="the row has media, and this checkpoint takes text only"):
+        PromptForm().encode(template, row([{"type": "image"}], images=["a.png"]))
 
 
 def test_draws_are_a_function_of_the_number(tiny_bundle: ModelBundle) -> None:

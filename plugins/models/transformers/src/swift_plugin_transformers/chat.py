@@ -262,6 +262,19 @@ class ChatTemplate:
                 faults.append(err)
         raise ValueError(str(faults[0]))
 
+    def asked(self, row: Row, count: int) -> tuple[list[Row], Sample]:
+        """A row's messages with bare media parts, and the prompt that its first `count` are, as a sample of which nothing is
+        trained: `text` as rendered, `input_ids` with the places of its media filled. What answers it may be added to its ids.
+        Raises ValueError."""
+        messages, placed = self.collect(self.grounded(row))
+        text = self.prompt_text(messages[:count], row.get("tools"), **(row.get("chat_template_kwargs") or {}))
+        shown = [medium for found in placed[:count] for medium in found]
+        if self.media is None:
+            ids, media = list(self.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
+        else:
+            ids, _, media = self.media.encode(text, shown, [])
+        return messages, Sample(ids, [0.0] * len(ids), text=text, media=media)
+
     def inputs(
         self, messages: list[Row], media: dict[str, list[Any]] | None = None, tools: list[Any] | None = None, **kwargs: Any
     ) -> dict[str, Any]:

@@ -136,19 +136,21 @@ class Multimodal:
         if not placed:
             encoded = self.tokens(text, offsets=True)
             return list(encoded["input_ids"]), token_weights(encoded["offset_mapping"], pieces), {}
-        placed = list(placed)
+        expansion, placed = self._fitted(text, placed, pieces)
+        media = {KINDS[kind]: [ref for other, ref in placed if other == kind] for kind in KINDS}
+        return expansion.ids, expansion.weights, {key: found for key, found in media.items() if found}
+
+    def _fitted(self, text: str, placed: Placed, pieces: Sequence[Piece]) -> tuple[Made, Placed]:
+        """The expanded text, and its media shrunk to `max_tokens` each. Raises ValueError."""
         for _ in range(TRIES):
             expansion = self._expand(text, decode(placed, self.rate, self.options), pieces)
             tight = self._within_budget(placed, expansion.counts)
             if tight is None:
-                break
+                return expansion, placed
             if tight == placed:
-                raise ValueError("this processor makes more tokens of it than template.media.max_tokens, whatever its size")
+                break
             placed = tight
-        else:
-            raise ValueError("this processor makes more tokens of it than template.media.max_tokens, whatever its size")
-        media = {KINDS[kind]: [ref for other, ref in placed if other == kind] for kind in KINDS}
-        return expansion.ids, expansion.weights, {key: found for key, found in media.items() if found}
+        raise ValueError("this processor makes more tokens of it than template.media.max_tokens, whatever its size")
 
     def _within_budget(self, placed: Placed, counts: list[tuple[str, int]]) -> Placed | None:
         """The media with those shrunk that take too many tokens; None where none does."""
@@ -277,6 +279,11 @@ class Multimodal:
         words = sorted((word for word in found if 1 < len(word) <= 64 and word in known), key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, words), SHAPED.pattern]))
 
+    @cached_property
+    def placeholder_ids(self) -> list[int]:
+        """Tokens that stand for a medium or a part of it, which no answer may hold."""
+        return [number for word, number in self.tokenizer.get_added_vocab().items() if self.placeholders.fullmatch(word)]
+
     # --- batches --------------------------------------------------------------------------------------------------
 
     def collate(self, samples: Sequence[Sample], pad_id: int) -> Batch:
@@ -333,13 +340,15 @@ class Multimodal:
             out = self.call(sample.text, decode(placed, self.rate, self.options), processor)
         except MediaError as err:
             raise RunError(f"{sample.where}: {err}; it could be read when the row was prepared") from err
-        if _ids(out) != sample.input_ids:
+        ids, length = _ids(out), len(sample.input_ids)
+        if ids != sample.input_ids[: len(ids)]:  # the text may be a prompt, to whose ids an answer's were added
             files = ", ".join(name_of(reference) for _, reference in placed)
             raise RunError(
-                f"{sample.where}: its media make {len(_ids(out))} tokens, and made {len(sample.input_ids)} when the row was "
+                f"{sample.where}: its media make {len(ids)} tokens, and made {length} when the row was "
                 f"prepared: has a file changed? ({files})"
             )
-        return tensors_of({key: value for key, value in out.items() if key not in OURS})
+        found = tensors_of({key: value for key, value in out.items() if key not in OURS})
+        return {key: longer(value, len(ids), length) for key, value in found.items()}
 
     def inputs(self, text: str, placed: Placed) -> dict[str, torch.Tensor]:
         """What a model's forward or generate takes for one text."""
@@ -347,6 +356,8 @@ class Multimodal:
             found: dict[str, torch.Tensor] = {}
             ids = list(self.tokens(text)["input_ids"])
         else:
+            if self.options.max_tokens is not None:
+                placed = self._fitted(text, placed, [(0, 0, 0.0)])[1]
             out = self.call(text, decode(placed, self.rate, self.options))
             ids, found = _ids(out), tensors_of({key: value for key, value in out.items() if key not in OURS})
         tokens = torch.tensor([ids])
@@ -455,6 +466,14 @@ class Multimodal:
 def _ids(out: dict[str, Any]) -> list[int]:
     ids = out["input_ids"][0]
     return ids.tolist() if hasattr(ids, "tolist") else [int(token) for token in ids]
+
+
+def longer(tensor: torch.Tensor, length: int, wanted: int) -> torch.Tensor:
+    """A tensor with values for each of `length` tokens, [1, length, ...], as one for `wanted`: more text has what the last
+    token has. Any other stays as it is."""
+    if wanted == length or tuple(tensor.shape[:2]) != (1, length):
+        return tensor
+    return torch.cat([tensor, tensor[:, -1:].expand(-1, wanted - length, *tensor.shape[2:])], 1)
 
 
 def _wrapped(reference: Any) -> bool:

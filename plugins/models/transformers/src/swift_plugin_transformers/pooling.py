@@ -30,9 +30,9 @@ def install(model: Any) -> None:
             held["states"] = outputs.last_hidden_state
 
     def judge(model: Any, args: Any, outputs: Any) -> Any:
-        if held:
+        if held and outputs.logits.ndim == 2:  # a head that judges each token has logits of three dimensions
             outputs.logits = model.score(held["states"][0, held["places"]])
-            held.clear()
+        held.clear()
         return outputs
 
     model.register_forward_pre_hook(begin, with_kwargs=True)

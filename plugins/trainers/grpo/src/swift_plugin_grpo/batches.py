@@ -64,7 +64,8 @@ class Batcher:
         lengths = [[len(answer.rollout.ids) for answer in group] for group in groups]
         if not self.flat:
             return max(max(group) for group in lengths) * sum(map(len, lengths))
-        saved = [group[0].rollout.prompt_tokens * (len(group) - 1) for group in groups] if self.shares else [0]
+        sharing = [group for group in groups if not group[0].rollout.media] if self.shares else []
+        saved = [group[0].rollout.prompt_tokens * (len(group) - 1) for group in sharing]
         return sum(map(sum, lengths)) - sum(saved)
 
 

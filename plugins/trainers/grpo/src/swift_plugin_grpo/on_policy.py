@@ -92,6 +92,7 @@ class OnPolicyTrainer(SupervisedTrainer):
         self.shares = self.flat and config.share_beginning and shares(prepared[0], run.template, run.data.train)
         self.batcher = Batcher(run.template, self.flat, self.shares, getattr(run.backend, "pass_tokens", None))
         engine = run.engine()
+        self._check_media(engine)
         self.weights = Weights(engine, tuned)
         self.stack.callback(self.weights.close)
         if getattr(config, "ahead", False) and self.weights.inside:
@@ -101,10 +102,20 @@ class OnPolicyTrainer(SupervisedTrainer):
         world = make_factory(config.environment, run.part, config.environment_options) if config.environment else None
         sampling = Sampling(
             config.max_tokens, config.temperature, config.top_p, config.top_k, config.min_p, config.repetition_penalty,
-            tuple(config.stop),
+            tuple(config.stop), tuple(getattr(getattr(run.template, "media", None), "placeholder_ids", ())),
         )  # fmt: skip
         given = (engine, run.template, self.weights, sampling, run.config.seed, self.stages, world, config.turns)
         self.rollouts = Rollouts(*given)
+
+    def _check_media(self, engine: Any) -> None:
+        """Raises where prompts have media, and the engine or an environment takes text only."""
+        held = (getattr(samples, "first_media", lambda: None)() for samples in (self.run.data.train, self.run.data.eval))
+        if all(place is None for place in held):
+            return
+        if "media" not in engine.capabilities:
+            raise CapabilityError("dataset: its prompts have media, and this engine takes text only: use engine=transformers")
+        if self.config.environment:
+            raise RequestError("trainer.environment: talks take text only so far, and the prompts have media")
 
     def _flat(self, prepared: Sequence[Any]) -> bool:
         """Whether all models keep answers apart that are laid end to end."""

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from swift_core.errors import RequestError
+from swift_core.source import asked_media
 from swift_core.types import Row, Sample, Stream, Template
+
+MEDIA = ("images", "videos", "audios")
 
 
 class PromptForm:
-    """Part `rows/prompts`: a sample of the prompt's ids, with the whole row in `label["row"]`."""
+    """Part `rows/prompts`: a sample of the prompt's ids, with the row in `label["row"]`, but for media: the sample has them."""
 
     def encode(self, template: Template, row: Row) -> list[Sample]:
         """Raises ValueError with the reason to refuse the row."""
-        if any(row.get(key) for key in ("images", "videos", "audios")):
-            raise ValueError("the row has media, and rollouts take text only so far")
         messages = question(row)
         kwargs = dict(row.get("chat_template_kwargs") or {})
-        ids = list(template.prompt(messages, row.get("tools"), **kwargs))
-        if not ids:
+        if hasattr(template, "asked"):
+            shown, sample = template.asked({**row, **asked_media(row, len(messages))}, len(messages))
+            row = {key: value for key, value in row.items() if key not in MEDIA} | {"messages": shown}
+        else:
+            if any(row.get(key) for key in MEDIA):
+                raise ValueError("the row has media, and this template takes text only")
+            sample = Sample(list(template.prompt(messages, row.get("tools"), **kwargs)), [])
+        if not sample.input_ids:
             raise ValueError("the prompt is empty: there is no token to continue")
         # No token is trained. The weight of the last one says where the answer begins, as a row needs a place to learn at.
-        return [Sample(ids, [*[0.0] * (len(ids) - 1), 1.0], label={"row": row}, kwargs=kwargs)]
+        sample.weights = [*[0.0] * (len(sample.input_ids) - 1), 1.0]
+        sample.label, sample.kwargs = {"row": row}, kwargs
+        return [sample]
 
 
 def question(row: Row) -> list[Row]:
@@ -43,11 +52,13 @@ def question(row: Row) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A drawn row. `number` counts draws through the run, all ranks together."""
+    """A drawn row. `number` counts draws through the run, all ranks together. `text` and `media` are of a prompt with media."""
 
     number: int
     ids: list[int]
     row: Row
+    text: str = ""
+    media: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Prompts:
@@ -76,4 +87,5 @@ class Prompts:
             random.Random(f"{self.seed}-prompts-{epoch}").shuffle(order)
             self._epoch, self._order = epoch, order  # type: ignore[assignment]
         sample = self.samples[self._order[place] if self.shuffle else place]
-        return Prompt(number, list(sample.input_ids), sample.label["row"])
+        row = {**sample.label["row"], **sample.media}
+        return Prompt(number, list(sample.input_ids), row, sample.text if sample.media else "", sample.media)

@@ -15,7 +15,7 @@ from swift_core.errors import RunError, one_line
 from swift_core.types import Completion, Engine, Request, Row, Sample, Template
 
 from swift_plugin_grpo.environments import Environment, Factory, continuation, read_answer
-from swift_plugin_grpo.prompts import Prompt
+from swift_plugin_grpo.prompts import Prompt, question
 from swift_plugin_grpo.stages import Stages
 from swift_plugin_grpo.weights import Weights
 
@@ -38,6 +38,8 @@ class Rollout:
     reward: float | None = None  # sum of an environment's rewards
     prompt_tokens: int = 0
     last_ids: list[int] = field(default_factory=list)  # of the last answer
+    asked: str = ""  # of a prompt with media its text, whose places for them are filled in `ids`
+    media: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -50,7 +52,8 @@ class Rollout:
 
     def sample(self) -> Sample:
         """As a sample whose trained tokens are the model's own, in the order of `logprobs`."""
-        return Sample(list(self.ids), [float(own) for own in self.own])
+        weights, where = [float(own) for own in self.own], f"prompt {self.prompt}"
+        return Sample(list(self.ids), weights, where=where, text=self.asked, media=self.media)
 
     def told(self) -> Row:
         """The row as rewards get it: with how the answer came about under `rollout`."""
@@ -58,6 +61,10 @@ class Rollout:
             **self.row,
             "rollout": {"messages": self.messages, "tokens": self.length, "finish": self.finish, "turns": self.turns},
         }
+
+
+NEVER = -100.0
+"""What is added to the logit of a token that is not to be drawn: OpenAI's lowest bias."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,14 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+    unsaid: tuple[int, ...] = ()  # tokens that are never drawn: those that stand for media
 
-    def request(self, ids: list[int], seed: int, left: int, count: int, adapter: str | None) -> Request:
+    def request(self, seed: int, left: int, count: int, adapter: str | None, **asked: Any) -> Request:
+        """asked: the prompt, as fields of a `Request`."""
         return Request(
-            token_ids=ids, max_tokens=left, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p,
+            max_tokens=left, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p,
             repetition_penalty=self.repetition_penalty, stop=list(self.stop), seed=seed, n=count, adapter=adapter,
+            logit_bias=dict.fromkeys(self.unsaid, NEVER), **asked,
         )  # fmt: skip
 
 
@@ -109,7 +119,7 @@ class Rollouts:
         if self.environment is not None:
             return self._talks(prompts, count, version, adapter)
         requests = [
-            self.sampling.request(prompt.ids, seed_of(self.seed, prompt.number), self.sampling.max_tokens, count, adapter)
+            self.sampling.request(seed_of(self.seed, prompt.number), self.sampling.max_tokens, count, adapter, **asked(prompt))
             for prompt in prompts
         ]
         found = self._generate(requests)
@@ -118,6 +128,7 @@ class Rollouts:
             group = []
             for choice in range(count):
                 rollout = begin(prompt, choice)
+                check_prompt(prompt, found[index, choice])
                 add(rollout, found[index, choice], self._version(found[index, choice], version))
                 group.append(rollout)
             groups.append(group)
@@ -150,8 +161,8 @@ class Rollouts:
                 break
             requests = [
                 self.sampling.request(
-                    rollout.ids, seed_of(self.seed, rollout.prompt, rollout.choice, turn),
-                    self.sampling.max_tokens - rollout.length, 1, adapter,
+                    seed_of(self.seed, rollout.prompt, rollout.choice, turn), self.sampling.max_tokens - rollout.length, 1,
+                    adapter, token_ids=rollout.ids,
                 )
                 for rollout, _ in open_
             ]  # fmt: skip
@@ -188,8 +199,6 @@ class Rollouts:
         """Add what an environment says. Before the first answer the prompt is rendered anew, with the messages at its end."""
         tools, kwargs = rollout.row.get("tools"), dict(rollout.row.get("chat_template_kwargs") or {})
         if first:
-            from swift_plugin_grpo.prompts import question
-
             rollout.ids = list(self.template.prompt([*question(rollout.row), *messages], tools, **kwargs))
             rollout.own, rollout.prompt_tokens = [False] * len(rollout.ids), len(rollout.ids)
         else:
@@ -202,8 +211,26 @@ class Rollouts:
 
 def begin(prompt: Prompt, choice: int) -> Rollout:
     """A rollout before its first answer."""
-    own = [False] * len(prompt.ids)
-    return Rollout(prompt.number, choice, prompt.row, list(prompt.ids), own, prompt_tokens=len(prompt.ids))
+    own, size = [False] * len(prompt.ids), len(prompt.ids)
+    return Rollout(
+        prompt.number, choice, prompt.row, list(prompt.ids), own, prompt_tokens=size, asked=prompt.text, media=prompt.media
+    )
+
+
+def asked(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as fields of a `Request`: its ids, or with media the messages that have places for them."""
+    if not prompt.media:
+        return {"token_ids": prompt.ids}
+    row, kwargs = prompt.row, dict(prompt.row.get("chat_template_kwargs") or {})
+    return {"messages": question(row), "tools": row.get("tools"), "media": prompt.media, "template_kwargs": kwargs}
+
+
+def check_prompt(prompt: Prompt, answer: Completion) -> None:
+    """Raises RunError where the engine read other media than the trainer does."""
+    if prompt.media and answer.prompt_tokens != len(prompt.ids):
+        raise RunError(
+            f"the engine read {answer.prompt_tokens} tokens of prompt {prompt.number}, and the trainer reads {len(prompt.ids)}"
+        )
 
 
 def add(rollout: Rollout, answer: Completion, version: int) -> None:
