@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from openai import OpenAI
 from swift_core.config import load_config
 from swift_core.session import Session
 from swift_core.types import Completion
+from swift_plugin_serve.logs import Log
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
@@ -103,6 +105,25 @@ def test_tool_choices_that_demand_nothing_or_too_much(server: Any) -> None:
         answer = server.chat(**body)
         assert answer.status_code == 400
         assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_that_the_chat_template_does_not_show_are_told(start: Any, scripted: Any, spoken: Any, stream: bool) -> None:
+    note = "the chat template does not show tools to the model"
+    with start(scripted(lambda request: ["a"]), spoken) as server:
+        told = io.StringIO()
+        server.state.log = Log(stream=told)
+        assert "x-swift-note" not in server.chat(stream=stream).headers
+        assert server.chat(tools=[WEATHER], stream=stream).headers["x-swift-note"] == note
+        server.until(lambda: told.getvalue().count('"request"') == 2)
+        assert [json.loads(line).get("note") for line in told.getvalue().splitlines()] == [None, note]
+        response = server.client.post("/v1/responses", json={"model": "scripted", "input": "a", "tools": [
+            {"type": "function", **WEATHER["function"]}]})  # fmt: skip
+        assert response.headers["x-swift-note"] == note
+    plain = spoken.prompt
+    spoken.prompt = lambda messages, tools=None, **kwargs: plain(messages + (tools or []), **kwargs)
+    with start(scripted(lambda request: ["a"]), spoken) as server:
+        assert "x-swift-note" not in server.chat(tools=[WEATHER], stream=stream).headers
 
 
 def test_a_stop_string_never_shows(start: Any, scripted: Any, spoken: Any) -> None:

@@ -87,6 +87,15 @@ def test_defaults_are_those_of_openai_and_options_arrive(start: Any, scripted: A
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is the older name"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema is"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex: missing )"),
+        ({"structured_outputs": {}}, "structured_outputs: give one of json, regex, choice, grammar"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens, 9, is above the 8 tokens that the answer may have"),
+        ({"verbosity": "low"}, "'verbosity' is not supported: say in a message how long an answer should be"),
+        ({"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f", "arguments": "{}"}}]},
+         "messages.0.function_call is not supported: an older form of a call: use 'tool_calls'"),
+        ({"messages": [{"role": "assistant", "content": "a", "audio": {"id": "x"}}]}, "messages.0.audio is not supported"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "'chat_template' is not a switch of the chat template"),
+        ({"chat_template_kwargs": {"messages": []}}, "'messages' is not a switch of the chat template"),
+        ({"chat_template_kwargs": {"max_length": 3}}, "'max_length' is not a switch of the chat template"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}]},
          "messages.0.content.0.image_url.url: a data: URI is expected"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
@@ -105,6 +114,36 @@ def test_wrong_requests_are_told_in_one_line(start: Any, scripted: Any, body: di
         assert (set(error), error["type"]) == ({"message", "type", "param", "code"}, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("completions", {"prompt": []}, "prompt: List should have at least 1 item after validation, not 0"),
+        ("completions", {"prompt": "a", "min_tokens": 17}, "min_tokens, 17, is above the 16 tokens that the answer may have"),
+        ("completions", {"prompt": "a", "structured_outputs": {}}, "structured_outputs: give one of json, regex"),
+        ("responses", {"input": []}, "input: List should have at least 1 item after validation, not 0"),
+        ("responses", {"input": [{"type": "item_reference", "id": "x"}]},
+         "input.0.type: Input should be 'message' or 'function_call' or 'function_call_output' or 'reasoning'"),
+        ("responses", {"input": "a", "max_output_tokens": 3, "min_tokens": 4}, "min_tokens, 4, is above the 3 tokens"),
+        ("rerank", {"query": "a", "documents": [{"text": "x", "more": 1}]}, "unknown field 'documents.0.more'"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_of_other_forms(
+    start: Any, scripted: Any, spoken: Any, path: str, body: dict[str, Any], message: str
+) -> None:
+    with start(scripted(lambda request: HELLO), spoken, spoken.tokenizer) as server:
+        answer = server.client.post(f"/v1/{path}", json={"model": "scripted", **body})
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
+
+
+def test_a_refusal_that_is_sent_back_is_what_was_said(start: Any, scripted: Any) -> None:
+    engine = scripted(lambda request: HELLO)
+    said = {"role": "assistant", "content": None, "refusal": "No.", "annotations": [], "audio": None, "function_call": None}
+    with start(engine) as server:
+        assert server.chat(messages=[{"role": "user", "content": "Hi"}, said]).status_code == 200
+    assert engine.seen[-1].messages[-1] == {"role": "assistant", "content": "No."}
+
+
 def test_bodies_that_are_no_json(start: Any, scripted: Any) -> None:
     with start(scripted(lambda request: HELLO), max_body=10_000) as server:
         post = server.client.post
@@ -117,7 +156,7 @@ def test_bodies_that_are_no_json(start: Any, scripted: Any) -> None:
         large = post("/v1/chat/completions", content=b"x" * 10_001, headers=json_type)
         assert (large.status_code, large.json()["error"]["message"]) == (413, "the body has more than 10000 bytes")
         chunks = post("/v1/chat/completions", content=(b"x" * 6000 for _ in range(2)), headers=json_type)  # no length is told
-        assert chunks.status_code == 413
+        assert (chunks.status_code, chunks.json()["error"]["code"]) == (413, "too_large")
         lone = b'{"model":"scripted","messages":[{"role":"user","content":"\\ud800"}]}'
         assert post("/v1/chat/completions", content=lone, headers=json_type).status_code == 400
         assert server.client.get("/nowhere").json()["error"]["message"] == "no path /nowhere"
@@ -148,6 +187,15 @@ def test_other_origins_and_other_names(start: Any, scripted: Any) -> None:
         assert answer.headers["access-control-allow-origin"] == "https://page.example"
         other = server.client.options("/v1/chat/completions", headers=ask | {"Origin": "https://other.example"})
         assert "access-control-allow-origin" not in other.headers
+    with start(engine, cors=("https://page.example",), keys=("first",), max_body=1000) as server:
+        sent = "authorization, content-type, x-stainless-os"  # of OpenAI's client for pages
+        answer = server.client.options("/v1/chat/completions", headers=ask | {"Access-Control-Request-Headers": sent})
+        assert (answer.status_code, answer.headers["access-control-allow-headers"]) == (200, sent)
+        page = {"Origin": "https://page.example"}
+        large = server.client.post("/v1/responses", content=b"x" * 2000, headers=page | {"Authorization": "Bearer first"})
+        for refused in (server.client.get("/v1/models", headers=page), large):  # else the page does not see why
+            assert refused.status_code in (401, 413)
+            assert refused.headers["access-control-allow-origin"] == "https://page.example"
 
 
 def test_more_than_wait_are_told_to_come_again(start: Any, scripted: Any) -> None:

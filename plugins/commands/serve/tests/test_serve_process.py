@@ -83,12 +83,16 @@ def test_tls_keys_and_a_name(start_process: Any, sharp_folder: Path, tmp_path: P
         (["--adapter", "x=a", "--adapter", "x=b"], "--adapter: two have the same name"),
         (["--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together: give both"),
         (["--tls-cert", "/no/x.pem", "--tls-key", "/no/y.pem"], "--tls-cert /no/x.pem: no such file, or it may not be read"),
+        (["--cors", "example.org"],
+         "--cors example.org: an origin is expected, as https://example.org or http://localhost:3000, or *"),
+        (["--cors", "https://example.org/page"],
+         "--cors https://example.org/page: an origin is expected, as https://example.org or http://localhost:3000, or *"),
         (["--adapter-root", "/no/such"], "--adapter-root /no/such: no such folder"),
         (["--api-key-file", "/no/such"], "--api-key-file /no/such: No such file or directory"),
         (["--api-key", " "], "--api-key: the key is empty"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000: Cannot assign requested address"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line(arguments: list[str], message: str) -> None:
     found = CliRunner().invoke(serve, arguments)
     assert isinstance(found.exception, RequestError)

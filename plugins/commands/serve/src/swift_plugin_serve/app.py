@@ -13,7 +13,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -55,11 +54,6 @@ def make_app(served: Served) -> Any:
     _tokens(app, served)
     _adapters(app, served)
     _describe(app, bool(served.settings.keys))
-    if served.settings.cors:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(served.settings.cors), allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"], expose_headers=["X-Request-Id", "Retry-After"],
-        )  # fmt: skip
     return Limits(app, served)
 
 
@@ -98,7 +92,8 @@ def _errors(app: FastAPI, served: Served) -> None:
     async def http(request: Request, err: HTTPException) -> Response:
         texts = {404: f"no path {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
         message = texts.get(err.status_code, str(err.detail))
-        return respond(ApiError(err.status_code, message, headers=dict(err.headers or {})))
+        code = "too_large" if err.status_code == 413 else None
+        return respond(ApiError(err.status_code, message, code=code, headers=dict(err.headers or {})))
 
     @app.exception_handler(Exception)
     async def fault(request: Request, err: Exception) -> Response:
@@ -228,9 +223,13 @@ async def _answered(served: Served, request: Request, body: Any, start: Callable
     }
     under_way = await start()
     report = _reporter(served, request, body.model, under_way)
+    note = getattr(under_way.asked, "note", None)
+    headers = {"X-Swift-Note": note} if note else {}
+    if note:
+        request.scope["state"]["told"]["note"] = note
     if not body.stream:
         try:
-            return Json(await kind.whole(served, body, under_way))
+            return Json(await kind.whole(served, body, under_way), headers=headers)
         finally:
             report()
     steps = under_way.steps()
@@ -239,7 +238,7 @@ async def _answered(served: Served, request: Request, body: Any, start: Callable
     except BaseException:
         report()
         raise
-    return Events(kind.events(served, body, under_way, first, steps), served.metrics.cancelled.inc, report)
+    return Events(kind.events(served, body, under_way, first, steps), served.metrics.cancelled.inc, report, headers)
 
 
 def _heads(app: FastAPI, served: Served) -> None:

@@ -17,7 +17,7 @@ from swift_plugin_serve.answers import Answer, Step, Usage, logprob_of
 from swift_plugin_serve.errors import ApiError, failure
 from swift_plugin_serve.generation import Generation
 from swift_plugin_serve.messages import standard
-from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
+from swift_plugin_serve.sampling import answer_room, check_least, check_length, constraint, penalised, template_kwargs
 from swift_plugin_serve.schemas import ChatRequest
 from swift_plugin_serve.served import Served
 from swift_plugin_serve.sse import event, following, to_the_end
@@ -31,12 +31,13 @@ def ident(kind: str) -> str:
 @dataclass(frozen=True)
 class Asked:
     """A chat request, ready for the engine. prompt: the ids that are answered; None where no template is at hand. scored: its
-    answer is told with log-probabilities."""
+    answer is told with log-probabilities. note: what the client should know, though it is no error."""
 
     request: Request
     offer: Offer
     prompt: list[int] | None
     scored: bool = False
+    note: str | None = None
 
 
 def prepare(served: Served, body: ChatRequest, raw: dict[str, Any]) -> Asked:
@@ -55,7 +56,7 @@ def prepare(served: Served, body: ChatRequest, raw: dict[str, Any]) -> Asked:
     request = Request(
         messages=messages, media=media, tools=tools.tools, constraint=form,
         adapter=served.adapter(body.model), top_logprobs=body.top_logprobs or 0,
-        template_kwargs=dict(body.chat_template_kwargs or {}), **penalised(body, served),
+        template_kwargs=template_kwargs(body.chat_template_kwargs), **penalised(body, served),
     )  # fmt: skip
     return replace(finished(served, request, tools, wanted), scored=bool(body.logprobs))
 
@@ -66,6 +67,7 @@ def finished(served: Served, request: Request, tools: Offer, wanted: int | None)
         served.needs("media", f"{', '.join(request.media)} in a message")
     if served.opened.template is None:
         request.max_tokens = answer_room(served, 0, wanted)
+        check_least(request.min_tokens, request.max_tokens)
         return Asked(request, tools, None)
     assert request.messages is not None
     check_length(served, sum(len(_text(message)) for message in request.messages))
@@ -77,8 +79,19 @@ def finished(served: Served, request: Request, tools: Offer, wanted: int | None)
         told = failure(err)
         raise ApiError(400, told.message) if told.status >= 500 else told from err
     request.max_tokens = answer_room(served, len(prompt), wanted)
+    check_least(request.min_tokens, request.max_tokens)
     request.constraint = tools.constraint(served.template, prompt) or request.constraint
-    return Asked(request, tools, prompt)
+    return Asked(request, tools, prompt, note=_unseen(served, request, prompt))
+
+
+def _unseen(served: Served, request: Request, prompt: list[int]) -> str | None:
+    """A note, where the chat template renders the same with and without tools: the model does not know of them."""
+    if not request.tools:
+        return None
+    if served.shows_tools is None:  # found once: it is the template's way
+        assert request.messages is not None
+        served.shows_tools = served.template.prompt(request.messages, None, **request.template_kwargs) != prompt
+    return None if served.shows_tools else "the chat template does not show tools to the model"
 
 
 def _text(message: dict[str, Any]) -> str:

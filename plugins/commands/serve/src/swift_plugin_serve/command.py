@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from swift_core.session import Session
 from swift_plugin_serve.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
 
 
 @click.command()
@@ -62,6 +64,9 @@ def serve(
     if len({ident for ident, _ in named}) < len(named):
         raise RequestError("--adapter: two have the same name")
     _check_tls(tls_cert, tls_key)
+    for origin in cors:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise RequestError(f"--cors {origin}: an origin is expected, as https://example.org or http://localhost:3000, or *")
     root = _folder(adapter_root) if adapter_root is not None else None
     settings = Settings(
         name=name, keys=keys_of(api_keys, api_key_file), cors=cors, hosts=LOOPBACK if host in LOOPBACK else (), page=page,
@@ -119,4 +124,4 @@ def _check_tls(certificate: str | None, key: str | None) -> None:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
         except (ssl.SSLError, OSError) as err:
-            raise RequestError(f"--tls-cert {certificate}: {err}") from None
+            raise RequestError(f"--tls-cert {certificate} --tls-key {key}: no certificate and its key in PEM ({err})") from None

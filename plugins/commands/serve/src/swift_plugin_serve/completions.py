@@ -15,7 +15,7 @@ from swift_plugin_serve.answers import Answer, Scored, Step, Usage
 from swift_plugin_serve.chat import ident
 from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.generation import Generation, called
-from swift_plugin_serve.sampling import answer_room, check_length, constraint, penalised
+from swift_plugin_serve.sampling import answer_room, check_least, check_length, constraint, penalised
 from swift_plugin_serve.schemas import CompletionRequest
 from swift_plugin_serve.served import Served
 from swift_plugin_serve.sse import event, following, to_the_end
@@ -65,6 +65,8 @@ def prepare(served: Served, body: CompletionRequest) -> Prompted:
         )
         for prompt in prompts
     ]  # fmt: skip
+    for request in requests:
+        check_least(request.min_tokens, request.max_tokens)
     return Prompted(requests, prompts, texts, count)
 
 

@@ -19,6 +19,7 @@ REFUSED = {
     "functions": "use 'tools'", "function_call": "use 'tool_choice'", "audio": "answers are text",
     "web_search_options": "there is no web search here", "reasoning_effort": "give 'chat_template_kwargs' what the model's "
     "chat template has for it", "reasoning": "give 'chat_template_kwargs' what the model's chat template has for it",
+    "verbosity": "say in a message how long an answer should be",
     "conversation": "use 'previous_response_id'", "prompt": "stored prompts are not kept here; use 'input' or 'messages'",
     "background": "a response is answered at once", "max_tool_calls": "there are no built-in tools here",
 }  # fmt: skip
@@ -75,8 +76,11 @@ def failure(err: BaseException) -> ApiError:
 def invalid(errors: Sequence[Any], known: Sequence[str] = ()) -> ApiError:
     """What a body's validation found, as one message about its first fault."""
     first = min(errors, key=_rank)
-    inside = first["loc"][1:-1] if first["type"] == "extra_forbidden" else first["loc"][1:]
-    place = [str(part) for part in inside if isinstance(part, int) or FIELD.fullmatch(part)]
+    if first["type"] == "literal_error":  # of a union: what each of its branches takes
+        alike = [one for one in errors if one["type"] == "literal_error" and _place(one) == _place(first)]
+        same = dict.fromkeys(one["ctx"]["expected"] for one in alike)
+        first = first | {"msg": f"Input should be {' or '.join(same)}"}
+    place = _place(first)
     param = ".".join(place)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
@@ -96,6 +100,14 @@ def invalid(errors: Sequence[Any], known: Sequence[str] = ()) -> ApiError:
     return ApiError(400, f"{param}: {reason}" if param else reason, code="invalid_value", param=param or None)
 
 
-def _rank(error: Any) -> tuple[int, int]:
-    """The most telling fault first: an unknown field, then what lies deepest."""
-    return (0 if error["type"] == "extra_forbidden" and len(error["loc"]) == 2 else 1, -len(error["loc"]))
+def _place(error: Any) -> list[str]:
+    """Names and numbers that lead to a fault; an unknown field's own name may be any text, and is left out."""
+    inside = error["loc"][1:-1] if error["type"] == "extra_forbidden" else error["loc"][1:]
+    return [str(part) for part in inside if isinstance(part, int) or FIELD.fullmatch(part)]
+
+
+def _rank(error: Any) -> tuple[int, int, int]:
+    """The most telling fault first: an unknown field, then what lies deepest, then a list that holds nothing."""
+    unknown = error["type"] == "extra_forbidden"
+    depth = len(_place(error)) + unknown
+    return (0 if unknown and len(error["loc"]) == 2 else 1, -depth, 0 if error["type"] == "too_short" else 1)

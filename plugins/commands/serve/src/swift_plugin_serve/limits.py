@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from swift_plugin_serve.auth import authorized
 from swift_plugin_serve.errors import ApiError, respond
@@ -22,6 +23,15 @@ class Limits:
 
     def __init__(self, app: Any, served: Served) -> None:
         self.app, self.served = app, served
+
+    def _for_pages(self, app: Any) -> Any:
+        """The application for pages of other origins, refusals included: without these headers a page does not see them."""
+        if not self.served.settings.cors:
+            return app
+        return CORSMiddleware(
+            app, allow_origins=list(self.served.settings.cors), allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Swift-Note", "Retry-After"],
+        )  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,9 +61,9 @@ class Limits:
 
         try:
             if refusal := self._refused(scope, headers):
-                await respond(refusal)(scope, receive, marked)
+                await self._for_pages(respond(refusal))(scope, receive, marked)
             else:
-                await self.app(scope, sized, marked)
+                await self._for_pages(self.app)(scope, sized, marked)
         finally:
             self._finished(scope, state, seen["status"])
 

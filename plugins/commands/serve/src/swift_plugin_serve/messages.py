@@ -14,7 +14,8 @@ from swift_core.types import Row
 from swift_plugin_serve.errors import ApiError
 
 MEDIA = {"image": "images", "video": "videos", "audio": "audios"}
-DROPPED = ("refusal", "audio", "annotations", "function_call")  # of an assistant's message that a client sends back
+DROPPED = ("refusal", "annotations")  # of an assistant's message that a client sends back; they say nothing to a model
+REFUSED = {"function_call": "an older form of a call: use 'tool_calls'", "audio": "sounds are not kept here"}
 WEB = re.compile(r"https?://", re.IGNORECASE)
 
 Media = dict[str, list[Any]]
@@ -31,6 +32,11 @@ def _message(message: Row, media: Media, place: str) -> Row:
     made = {key: value for key, value in message.items() if value is not None and key not in DROPPED}
     if made["role"] == "developer":  # what OpenAI calls a system message today; chat templates know the older name
         made["role"] = "system"
+    for key, why in REFUSED.items():
+        if key in made:
+            raise ApiError(400, f"{place}.{key} is not supported: {why}", code="unsupported_parameter", param=f"{place}.{key}")
+    if "content" not in made and isinstance(message.get("refusal"), str) and made["role"] == "assistant":
+        made["content"] = message["refusal"]
     content = made.get("content")
     if content is None and not made.get("tool_calls"):
         raise ApiError(400, f"{place}: the message has no content", param=f"{place}.content")

@@ -15,7 +15,7 @@ from swift_plugin_serve.chat import Asked, Chat, finished, ident
 from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.items import Items
 from swift_plugin_serve.messages import Media, reference
-from swift_plugin_serve.sampling import constraint, sampling
+from swift_plugin_serve.sampling import constraint, sampling, template_kwargs
 from swift_plugin_serve.schemas import Allowed, NamedTool, ResponsesRequest
 from swift_plugin_serve.served import Served
 from swift_plugin_serve.sse import event, following
@@ -60,10 +60,10 @@ def prepare(served: Served, body: ResponsesRequest, raw: dict[str, Any]) -> Conv
         messages=[*head, *talk], media=media, tools=offered.tools, constraint=form,
         adapter=served.adapter(body.model), top_logprobs=body.top_logprobs or 0, seed=body.seed,
         stop=[body.stop] if isinstance(body.stop, str) else list(body.stop or ()),
-        template_kwargs=dict(body.chat_template_kwargs or {}), **sampling(body),
+        template_kwargs=template_kwargs(body.chat_template_kwargs), **sampling(body),
     )  # fmt: skip
     asked = finished(served, request, offered, body.max_output_tokens)
-    return Conversed(asked.request, asked.offer, asked.prompt, scored, talk)
+    return Conversed(asked.request, asked.offer, asked.prompt, scored, asked.note, talk)
 
 
 def _form(body: ResponsesRequest) -> Any:

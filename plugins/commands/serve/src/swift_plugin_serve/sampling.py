@@ -11,6 +11,13 @@ from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.schemas import Penalised, Sampling, StructuredOutputs
 from swift_plugin_serve.served import Served
 
+TAKEN = {
+    "self", "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "sanitize_control_tokens", "tokenizer_kwargs", "processor_kwargs",
+}  # fmt: skip
+"""Arguments of rendering and of transformers' apply_chat_template that are none of a template's."""
+
 
 def sampling(body: Sampling) -> dict[str, Any]:
     """The fields of a `Request` that all bodies may set."""
@@ -59,6 +66,21 @@ def answer_room(served: Served, prompt: int, wanted: int | None, default: int | 
     return wanted
 
 
+def template_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
+    """What a request gives to the chat template's own switches. Raises ApiError for what is not the client's to set."""
+    taken = sorted(TAKEN & set(given or ()))
+    if taken:
+        message = f"chat_template_kwargs: {taken[0]!r} is not a switch of the chat template; the server sets it"
+        raise ApiError(400, message, param="chat_template_kwargs")
+    return dict(given or {})
+
+
+def check_least(least: int, most: int) -> None:
+    """Refuse an answer that would have to be longer than it may be. Raises ApiError."""
+    if least > most:
+        raise ApiError(400, f"min_tokens, {least}, is above the {most} tokens that the answer may have", param="min_tokens")
+
+
 def too_long(served: Served, prompt: int, about: str = "") -> None:
     message = f"the prompt has {about}{prompt} tokens, and {served.name} takes {served.context} with the answer"
     raise ApiError(400, message, code="context_length_exceeded", param="messages")
@@ -86,7 +108,10 @@ def constraint(served: Served, form: Any, structured: StructuredOutputs | None) 
             "json_schema": structured.json_, "regex": structured.regex, "choice": structured.choice,
             "grammar": structured.grammar,
         }  # fmt: skip
-        found += [Constraint(kind, value) for kind, value in given.items() if value is not None]  # type: ignore[arg-type]
+        held = [Constraint(kind, value) for kind, value in given.items() if value is not None]  # type: ignore[arg-type]
+        if not held:
+            raise ApiError(400, "structured_outputs: give one of json, regex, choice, grammar", param="structured_outputs")
+        found += held
     if len(found) > 1:
         raise ApiError(400, "response_format and structured_outputs: give one form of the answer, not several")
     if not found:

@@ -41,6 +41,7 @@ class Served:
         self.context = settings.max_context or _context(opened)
         self.adapters: dict[str, Path] = dict(adapters or {})
         self.created = int(time.time())
+        self.shows_tools: bool | None = None  # whether the chat template renders tools; None: not tried yet
         # An engine that takes one call at a time gets one; the others wait in the queue, where they can be cancelled.
         concurrent = "concurrent" in self.capabilities
         self.admission = Admission(settings.max_running if concurrent else 1, settings.max_waiting)

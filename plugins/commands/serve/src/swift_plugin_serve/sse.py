@@ -75,8 +75,11 @@ class Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], left: Callable[[], None], closed: Callable[[], None]) -> None:
-        super().__init__(headers=HEADERS, media_type=self.media_type)
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], left: Callable[[], None], closed: Callable[[], None],
+        headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(headers=HEADERS | (headers or {}), media_type=self.media_type)
         del self.headers["content-length"]
         self.events, self.left, self.closed = events, left, closed
 

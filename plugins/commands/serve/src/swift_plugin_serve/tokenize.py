@@ -6,7 +6,7 @@ from typing import Any
 
 from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.messages import standard
-from swift_plugin_serve.sampling import check_length
+from swift_plugin_serve.sampling import check_length, template_kwargs
 from swift_plugin_serve.schemas import DetokenizeRequest, TokenizeRequest
 from swift_plugin_serve.served import Served
 
@@ -28,7 +28,7 @@ def tokenize(served: Served, body: TokenizeRequest, raw: dict[str, Any]) -> dict
             raise ApiError(400, "add_special_tokens belongs to a prompt: messages have those of the chat template")
         messages, _ = standard(raw["messages"])
         try:
-            ids = served.template.prompt(messages, raw.get("tools"), **dict(body.chat_template_kwargs or {}))
+            ids = served.template.prompt(messages, raw.get("tools"), **template_kwargs(body.chat_template_kwargs))
         except TypeError as err:
             raise ApiError(400, f"chat_template_kwargs: {err}", param="chat_template_kwargs") from err
         except ValueError as err:
