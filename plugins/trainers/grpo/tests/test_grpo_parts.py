@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from swift_plugin_grpo.account import Sums, Told, ToldGroup, figures
 from swift_plugin_grpo.advantages import advantages, has_signal, soft_overlong, spread
 from swift_plugin_grpo.ahead import Ahead
 from swift_plugin_grpo.batches import Batcher
-from swift_plugin_grpo.config import CispoConfig, DapoConfig, GrpoConfig, GspoConfig, RlooConfig
+from swift_plugin_grpo.config import Advantage, CispoConfig, DapoConfig, GrpoConfig, GspoConfig, RlooConfig
 from swift_plugin_grpo.environments import ToolEnvironment, continuation, make_factory, tool_factory
 from swift_plugin_grpo.losses import Tokens, normaliser, policy_loss, sft_share, supervised_loss
 from swift_plugin_grpo.prompts import Prompt, PromptForm, Prompts
@@ -72,8 +72,17 @@ def test_what_is_not_scored_counts_for_nothing(kind: str) -> None:
     found, alone = of(kind, scores), of(kind, scores[:, :2])
     assert found[:, 2:].abs().max() == 0
     assert torch.allclose(found[:, :2], alone)
-    assert of(kind, torch.full((2, 4), 0.7)).abs().max() < (1e-2 if kind in ("gdpo", "reinforce_plus_plus") else 1e-12)
+    assert of(kind, torch.full((2, 4), 0.7)).abs().max() == 0
     assert of(kind, torch.full((2, 4), NAN)).abs().max() == 0
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("kind", get_args(Advantage))
+def test_equal_rewards_teach_nothing(kind: str, whiten: bool) -> None:
+    for reward, shape in ((0.1, (2, 4)), (0.3, (8, 8)), (0.7, (6, 5)), (1 / 3, (3, 7))):
+        scores = torch.full(shape, reward)
+        found = advantages(kind, scores, scores[..., None].clone(), torch.ones(1), whiten)
+        assert not found.any()
 
 
 def test_signal() -> None:
@@ -304,6 +313,26 @@ def test_an_environment_that_hangs_or_fails_is_named(name: str, told: str, tiny_
     factory = make_factory(f"{HERE / 'grpo_letters.py'}:{name}", None, {})  # type: ignore[arg-type]
     made = rollouts_of(Engine([[70, 2]]), tiny_bundle, environment=factory, turns=2)
     made.stages = Stages({"environment": 0.2}, 20.0, "trainer.timeouts")
+    with pytest.raises(RunError, match=told):
+        made.make([Prompt(3, [1], row("hi"))], 1)
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [
+        ("1", r"step of prompt 3, answer 0\): ValueError: step must give \(messages, reward, done\), not 1"),
+        ("([], float('nan'), True)", "a reward must be a finite number, not nan"),
+        ("('more', 0.5, False)", "expected a list of messages such as .*, not 'more'"),
+        ("([{'content': 'x'}], 0.5, False)", "expected a list of messages"),
+    ],
+)
+def test_an_environment_that_gives_something_else_is_told(
+    gives: str, told: str, tiny_bundle: ModelBundle, tmp_path: Path
+) -> None:
+    body = f"class Odd:\n    def reset(self, row):\n        return None\n    def step(self, message):\n        return {gives}\n"
+    (tmp_path / "odd.py").write_text(body)
+    factory = make_factory(f"{tmp_path / 'odd.py'}:Odd", None, {})  # type: ignore[arg-type]
+    made = rollouts_of(Engine([[70, 2]]), tiny_bundle, environment=factory, turns=2)
     with pytest.raises(RunError, match=told):
         made.make([Prompt(3, [1], row("hi"))], 1)
 

@@ -23,18 +23,21 @@ def advantages(
     """
     if kind == "gdpo":
         own = (parts - parts.nanmean(1, keepdim=True)) / (spread(parts, 1) + EPSILON)
+        own = own.masked_fill(~has_signal(parts)[:, None] & ~parts.isnan(), 0.0)
         total = (own * weights).nansum(-1)
         total = total.masked_fill(parts.isnan().all(-1), torch.nan)
         found = (total - total.nanmean()) / (spread(total) + EPSILON)
+        found = found.masked_fill(~has_signal(total.reshape(1, -1)), 0.0)
     elif kind == "reinforce_plus_plus":
         found = (scores - scores.nanmean()) / (spread(scores) + EPSILON)
+        found = found.masked_fill(~has_signal(scores.reshape(1, -1)), 0.0)
     elif kind == "rloo":
         given = (~scores.isnan()).sum(1, keepdim=True)
         found = scores - (scores.nansum(1, keepdim=True) - scores) / (given - 1)
         found = found.masked_fill(~has_signal(scores)[:, None], 0.0)
     else:
         found = scores - scores.nanmean(1, keepdim=True)
-        found = found.masked_fill(~has_signal(scores)[:, None], 0.0)  # a mean of equal numbers may be another by a rounding
+        found = found.masked_fill(~has_signal(scores)[:, None], 0.0)
         if kind == "group":
             found = found / (spread(scores, 1) + EPSILON)
         elif kind == "batch":
@@ -57,7 +60,9 @@ def spread(values: torch.Tensor, dim: int | None = None) -> torch.Tensor:
 
 
 def has_signal(scores: torch.Tensor) -> torch.Tensor:
-    """Whether the answers to a prompt differ in reward, so that something can be learned from them: [P, G] -> [P] bool."""
+    """Whether the answers to a prompt differ in reward, so that something can be learned: [P, G, ...] -> [P, ...] bool.
+
+    A mean of equal numbers may be another by a rounding, and an optimizer makes a whole step of it."""
     filled = scores.nan_to_num(torch.inf).amin(1), scores.nan_to_num(-torch.inf).amax(1)
     return filled[1] - filled[0] > 1e-8
 

@@ -7,6 +7,7 @@ Seeds are a pure function of the run's seed and the prompt's number, so a resume
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +153,7 @@ class Rollouts:
         open_: list[tuple[Rollout, Environment]] = []
         for rollout in (rollout for group in groups for rollout in group):
             world = self._told("reset", rollout, self.environment)
-            if more := self._told("reset", rollout, lambda world=world, rollout=rollout: world.reset(rollout.row)):
+            if more := self._told("reset", rollout, lambda world=world, rollout=rollout: messages_of(world.reset(rollout.row))):
                 self._say(rollout, more, first=True)
             rollout.reward = 0.0
             open_.append((rollout, world))
@@ -173,14 +174,14 @@ class Rollouts:
                 add(rollout, found[n, 0], self._version(found[n, 0], version))
                 message = read_answer(self.template, before, found[n, 0].token_ids, rollout.text, rollout.row.get("tools"))
                 rollout.messages.append(message)
-                said, reward, done = self._told("step", rollout, lambda world=world, message=message: world.step(message))
-                rollout.reward = (rollout.reward or 0.0) + float(reward)
+                said, reward, done = self._told("step", rollout, lambda world=world, message=message: step(world, message))
+                rollout.reward = (rollout.reward or 0.0) + reward
                 if done or rollout.truncated:
                     continue
                 if turn + 1 == self.turns or rollout.length >= self.sampling.max_tokens:
                     rollout.finish = "length"  # it was not over
                     continue
-                self._say(rollout, list(said))
+                self._say(rollout, said)
                 going.append((rollout, world))
             open_ = going
         return groups
@@ -207,6 +208,27 @@ class Rollouts:
             rollout.ids += more
             rollout.own += [False] * len(more)
         rollout.messages += messages
+
+
+def step(world: Environment, message: Row) -> tuple[list[Row], float, bool]:
+    """What an environment answers to a message. Raises ValueError for what is not messages, a finite reward and an end."""
+    found = world.step(message)
+    if not isinstance(found, tuple | list) or len(found) != 3:
+        raise ValueError(f"step must give (messages, reward, done), not {found!r}")
+    said, reward, done = found
+    reward = float(reward)
+    if not math.isfinite(reward):
+        raise ValueError(f"a reward must be a finite number, not {reward}")
+    return messages_of(said), reward, bool(done)
+
+
+def messages_of(said: Any) -> list[Row]:
+    """What an environment says, as a list. Raises ValueError for what is no list of messages."""
+    if said is None:
+        return []
+    if isinstance(said, tuple | list) and all(isinstance(message, dict) and "role" in message for message in said):
+        return list(said)
+    raise ValueError(f'expected a list of messages such as {{"role": "user", "content": "..."}}, not {said!r}')
 
 
 def begin(prompt: Prompt, choice: int) -> Rollout:
