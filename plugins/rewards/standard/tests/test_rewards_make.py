@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -209,6 +210,41 @@ def test_async_functions_wait_together_and_none_is_left_out(tmp_path: Path) -> N
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no reward judges answer 0: a, b gave none"):
         score([("a", 1.0, lambda said, rows: [None]), ("b", 1.0, lambda said, rows: [None])], ["x"], [talk()])
+
+
+def test_a_time_out_ends_the_wait_for_a_function_that_hangs(tmp_path: Path) -> None:
+    def overdue(number: int, frame: Any) -> None:
+        raise RunError("too long")
+
+    file = tmp_path / "mine.py"
+    file.write_text("import asyncio\nasync def never(completions, rows):\n    await asyncio.sleep(60)\n")
+    begun, before = time.monotonic(), signal.signal(signal.SIGALRM, overdue)
+    try:
+        with ExitStack() as stack:
+            rewards = made(f"{file}:never", stack=stack)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(RunError, match=r"^too long$"):
+                score(rewards, ["x"], [talk()])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise SystemExit(3)", "reward .*mine.py:odd: SystemExit: 3"),
+        ("return 1.0", "reward .*mine.py:odd: expected a list with a number for each answer, not 1.0"),
+        ("return None", "expected a list with a number for each answer, not None"),
+        ("return {'a': 1}", "expected a list with a number for each answer, not {'a': 1}"),
+    ],
+)
+def test_a_function_that_gives_no_list_is_told(body: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def odd(completions, rows):\n    {body}\n")
+    with pytest.raises(RunError, match=told):
+        opened(f"{file}:odd")(["x"], [talk()])
 
 
 def test_numbers_of_numpy_and_torch_count() -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,13 @@ class Function:
             found = self.function(completions, rows)
             if inspect.isawaitable(found):
                 found = asyncio.run_coroutine_threadsafe(_awaited(found), self._running()).result()
-            return list(found)
-        except Exception as err:
+        except RunError:  # a time-out
+            raise
+        except (Exception, SystemExit) as err:
             raise RunError(f"reward {self.name}: {one_line(err)}") from err
+        if isinstance(found, str | dict) or not isinstance(found, Iterable):
+            raise RunError(f"reward {self.name}: expected a list with a number for each answer, not {found!r}")
+        return list(found)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

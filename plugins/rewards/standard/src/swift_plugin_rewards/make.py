@@ -7,8 +7,9 @@ model's folder, `judge:http://HOST:PORT/v1`.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,11 @@ def score(rewards: Rewards, completions: Sequence[str], rows: Sequence[Row]) -> 
     found: list[dict[str, float | None]] = [{} for _ in said]
     waiting = [name for name, _, reward in rewards if getattr(reward, "waits", False)]
     values: dict[str, list[Any]] = {}
-    with ThreadPoolExecutor(max(1, len(waiting)), "reward") as pool:
-        futures: dict[str, Future[Any]] = {
-            name: pool.submit(reward, said, asked) for name, _, reward in rewards if name in waiting
-        }
-        for name, _, reward in rewards:
-            if name not in futures:
-                values[name] = list(reward(said, asked))
-        values |= {name: list(future.result()) for name, future in futures.items()}
+    futures = {name: _asked(name, reward, said, asked) for name, _, reward in rewards if name in waiting}
+    for name, _, reward in rewards:
+        if name not in futures:
+            values[name] = list(reward(said, asked))
+    values |= {name: list(future.result()) for name, future in futures.items()}
     for name, _, _ in rewards:
         if len(values[name]) != len(said):
             raise RunError(f"reward {name}: {len(values[name])} scores for {len(said)} answers")
@@ -137,6 +135,20 @@ def score(rewards: Rewards, completions: Sequence[str], rows: Sequence[Row]) -> 
             raise ValueError(f"no reward judges answer {number}: {', '.join(name for name, _, _ in rewards)} gave none")
         scores["score"] = math.fsum(weight * value for weight, value in judged if value is not None)
     return found
+
+
+def _asked(name: str, reward: Reward, said: Sequence[str], rows: Sequence[Row]) -> Future[Any]:
+    """A reward's scores, computed in a thread that ends with the process: one that hangs keeps no time-out from being told."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(reward(said, rows))
+        except BaseException as err:  # told by who waits
+            future.set_exception(err)
+
+    threading.Thread(target=work, name=f"reward {name}", daemon=True).start()
+    return future
 
 
 def _number(name: str, value: Any) -> float | None:
