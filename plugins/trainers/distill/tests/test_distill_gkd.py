@@ -19,6 +19,7 @@ from swift_core.errors import RequestError, RunError
 from swift_core.testing import PartContract, TrainerContract
 from swift_core.training import train
 from swift_core.types import Sample
+from swift_plugin_distill.answers import chosen
 from swift_plugin_distill.config import GkdConfig
 from swift_plugin_distill.divergence import Likeliest, alone, divergence, jensen_shannon, likeliest, with_tail
 from swift_plugin_distill.rows import DistillRows, is_prompt, prompt_of
@@ -471,6 +472,13 @@ def test_runs_that_name_no_teacher_or_two(tiny_folder: Path, teacher: Path, rows
 def test_options_that_are_wrong(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         GkdConfig(**options)
+
+
+def test_a_row_whose_prompt_was_cut_off_is_learned_from_as_it_is() -> None:
+    whole, cut = Sample([1, 2, 3], [0.0, 0.0, 1.0]), Sample([2, 3], [1.0, 1.0])
+    assert chosen(whole, 0, 1, 1.0)
+    assert not chosen(cut, 0, 1, 1.0)
+    assert chosen(Sample([1], [1.0], label={"prompt": True}), 0, 1, 0.0)
 
 
 def test_rows_and_prompts(tiny_bundle: Any) -> None:

@@ -65,5 +65,8 @@ class Answers:
 
 
 def chosen(sample: Sample, seed: int, step: int, share: float) -> bool:
-    """Whether a row is answered by the model in this step: with a chance of `share`, and always where it has no answer."""
-    return is_prompt(sample) or random.Random(f"{seed}-gkd-{step}-{sample.row}").random() < share
+    """Whether a row is answered by the model in this step: with a chance of `share`, and always where it has no answer. Never
+    where nothing is left of its prompt, as max_length cut it."""
+    if is_prompt(sample):
+        return True
+    return random.Random(f"{seed}-gkd-{step}-{sample.row}").random() < share and bool(prompt_of(sample))
