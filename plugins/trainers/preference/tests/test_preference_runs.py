@@ -258,3 +258,33 @@ def test_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert command([*asked, "trainer.loss=sigmod"], debug=False) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "trainer.dpo: loss: unknown loss 'sigmod'. Did you mean: sigmoid?" in said
+
+
+# --- figures and settings that would mislead --------------------------------------------------------------------------
+
+
+def test_the_figure_of_imitation_is_the_loss_that_is_minimised(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [*ROWS[:3], pair("how was the sea", "warm and kind and glad", "cold")])
+    run(tiny_folder, rows, tmp_path / "run", "dpo", options={"loss": "sft", "epochs": 1})
+    for told in logged(tmp_path / "run", "step") + logged(tmp_path / "run", "eval"):
+        assert told["nll"] == pytest.approx(told["loss"], abs=1e-5)
+
+
+def test_ktos_estimate_is_never_of_an_answer_to_its_own_prompt(tiny_folder: Path, tmp_path: Path) -> None:
+    good = [row for row in LABELLED if row["label"]][:3]  # of which each makes the others likelier
+    rows, one = write(tmp_path / "rows.jsonl", good), {"epochs": 1, "learning_rate": 1e-2}
+    with pytest.raises(RequestError, match=r"trainer\.kto: a step has one answer"):
+        run(tiny_folder, rows, tmp_path / "one", "kto", options={**one, "batch_size": 1})
+    run(tiny_folder, rows, tmp_path / "rest", "kto", options={**one, "batch_size": 2, "max_steps": 2})
+    assert logged(tmp_path / "rest", "step")[1]["kl"] == 0.0  # of the one that is left
+    run(tiny_folder, rows, tmp_path / "zero", "kto", options={**one, "batch_size": 1, "loss": "apo_zero_unpaired"})
+    assert "kl" not in logged(tmp_path / "zero", "step")[0]
+
+
+@pytest.mark.parametrize(("trainer", "options"), [("orpo", {}), ("dpo", {"reference_free": True})])
+def test_a_reference_that_nothing_reads_is_refused(
+    trainer: str, options: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", ROWS[:4])
+    with pytest.raises(RequestError, match=r"models\.reference: this trainer, as it is set, has no reference"):
+        run(tiny_folder, rows, tmp_path / "run", trainer, options=options, models={"reference": str(tiny_folder)})

@@ -31,6 +31,16 @@ class AnswerTrainer(PreferenceTrainer):
         self.evaluated_kl: float | None = None  # while evaluating
         super().__init__(run)
 
+    def _begin(self, steps: Any, state: Progress) -> None:
+        super()._begin(steps, state)
+        config = self.config
+        one = config.batch_tokens is None and config.batch_size * config.accumulate * self.run.backend.world == 1
+        if one and config.loss == "kto":
+            raise RequestError(
+                "trainer.kto: a step has one answer, and the estimate of KL needs the prompt of another: set batch_size or "
+                "accumulate to 2 or more, or loss to apo_zero_unpaired"
+            )
+
     def fits(self, sample: Sample) -> bool:
         return isinstance(sample.label, dict) and "good" in sample.label
 
@@ -43,7 +53,8 @@ class AnswerTrainer(PreferenceTrainer):
         rewards = config.beta * ratio.detach()
         meter.add({
             "rewards_chosen": rewards[good], "rewards_rejected": rewards[~good], "logps_chosen": logps[good],
-            "logps_rejected": logps[~good], "reward_accuracy": ((ratio > kl) == good).float(), "kl": kl[None],
+            "logps_rejected": logps[~good], "reward_accuracy": ((ratio > kl) == good).float(),
+            **({"kl": kl[None]} if config.loss == "kto" else {}),
         })  # fmt: skip
         return (found * torch.where(good, config.desirable, config.undesirable)).sum()
 
@@ -67,13 +78,14 @@ class AnswerTrainer(PreferenceTrainer):
         last = everywhere(samples[-1] if samples else None)
         rank = self.run.backend.rank
         order = [*range(rank - 1, -1, -1), *range(len(last) - 1, rank - 1, -1)]  # the ranks before this one, nearest first
-        before = next((last[n] for n in order if last[n] is not None), None)
-        pairs = zip(samples, [before, *samples[:-1]], strict=True) if samples else ()
+        source = next((n for n in order if last[n] is not None), None)
+        alone = len(samples) == 1 and source == rank  # there is no other prompt: no estimate
+        pairs = zip(samples, [last[source], *samples[:-1]], strict=True) if source is not None and samples and not alone else ()
         return self._kl(steps, (self.moved(prompt, other) for prompt, other in pairs))
 
     def _evaluate(self, steps: Any, state: Progress, held: Samples) -> None:
         if self.config.loss == "kto":
-            mine = share_of_rank(range(len(held)), self.run.backend.rank, self.run.backend.world)
+            mine = share_of_rank(range(len(held)), self.run.backend.rank, self.run.backend.world) if len(held) > 1 else []
             self.evaluated_kl = self._kl(steps, (self.moved(held[n], held[n - 1 if n else len(held) - 1]) for n in mine))
         try:
             super()._evaluate(steps, state, held)

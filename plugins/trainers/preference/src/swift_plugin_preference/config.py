@@ -15,6 +15,8 @@ DPO_LOSSES = (
 )  # fmt: skip
 OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop", "sft")
 """Losses of nothing but the difference of two scores: in it alone an f-divergence's unknown normaliser cancels."""
+SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired")
+"""Losses that label_smoothing changes."""
 
 
 @dataclass
@@ -69,6 +71,10 @@ class DpoConfig(Referring):
         self.losses = weights_of(self.loss)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, not {self.label_smoothing}")
+        if self.label_smoothing and self.losses.keys().isdisjoint(SMOOTHED):
+            raise ValueError(
+                f"label_smoothing changes nothing with loss {', '.join(self.losses)}: {', '.join(SMOOTHED)} have it"
+            )
         if "exo_pair" in self.losses and self.label_smoothing == 0:
             raise ValueError("loss exo_pair needs label_smoothing above 0; its authors use 1e-3")
         other = [name for name in self.losses if name not in OF_DIFFERENCES]
@@ -78,6 +84,12 @@ class DpoConfig(Referring):
             )
         if self.discopop_tau <= 0:
             raise ValueError(f"discopop_tau must be above 0, not {self.discopop_tau}")
+        if self.discopop_tau != DpoConfig.discopop_tau and "discopop" not in self.losses:
+            raise ValueError("discopop_tau changes nothing without loss discopop")
+        if self.divergence_alpha != DpoConfig.divergence_alpha and self.divergence != "alpha":
+            raise ValueError("divergence_alpha changes nothing without divergence alpha")
+        if self.rpo_alpha is not None and self.rpo_alpha < 0:
+            raise ValueError(f"rpo_alpha must be at least 0 or null, not {self.rpo_alpha}")
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ValueError(f"ld_alpha must be between 0 and 1, not {self.ld_alpha}")
         if self.reference_free and self.reference_ahead:
@@ -109,6 +121,10 @@ class CpoConfig(PreferenceConfig):
             raise ValueError(f"cpo_alpha must be at least 0, not {self.cpo_alpha}")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, not {self.label_smoothing}")
+        if self.label_smoothing and self.loss in ("hinge", "ipo"):
+            raise ValueError(f"label_smoothing changes nothing with loss {self.loss}: sigmoid, simpo have it")
+        if self.gamma != type(self).gamma and self.loss != "simpo":
+            raise ValueError(f"gamma changes nothing with loss {self.loss}: it is the margin of loss simpo")
 
 
 @dataclass
@@ -154,11 +170,13 @@ def weights_of(loss: str | list[str | dict[str, Any]]) -> dict[str, float]:
             near = get_close_matches(name, DPO_LOSSES, 1)
             hint = f"Did you mean: {near[0]}?" if near else f"Known: {', '.join(DPO_LOSSES)}"
             raise ValueError(f"loss: unknown loss {name!r}. {hint}")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise ValueError(f"loss: the weight of {name} must be a number, not {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise ValueError(f"loss: the weight of {name} must be a number of at least 0, not {weight!r}")
         if name in found:
             raise ValueError(f"loss: {name} stands there twice")
         found[str(name)] = float(weight)
     if not found:
         raise ValueError("loss: the list is empty")
+    if not any(found.values()):
+        raise ValueError("loss: all weights are 0")
     return found

@@ -76,7 +76,10 @@ class PairTrainer(PreferenceTrainer):
             "rewards_chosen": beta * chosen, "rewards_rejected": beta * rejected, "reward_margin": beta * (chosen - rejected),
             "reward_accuracy": (chosen > rejected).float(), "logps_chosen": pairs.chosen, "logps_rejected": pairs.rejected,
         }  # fmt: skip
-        return found | ({"nll": pairs.nll / pairs.nll_tokens} if self.imitates else {})
+        if not self.imitates:
+            return found
+        of_tokens = self.trainer_id != "dpo" or "sft" in self.config.losses  # RPO's is a mean over pairs
+        return found | {"nll": pairs.nll * pairs.nll_scale if of_tokens else pairs.nll / pairs.nll_tokens}
 
     @property
     def imitates(self) -> bool:

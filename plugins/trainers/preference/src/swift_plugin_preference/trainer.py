@@ -61,6 +61,8 @@ class PreferenceTrainer(SupervisedTrainer):
         return "reference" in self.run.config.models
 
     def _roles(self) -> dict[str, TunedModel]:
+        if not self.refers and self.names_reference:
+            raise RequestError("models.reference: this trainer, as it is set, has no reference; leave it out")
         if not self.refers or (self.ahead and (self.run.resume_from or not self.names_reference)):
             return {}
         if not self.names_reference and not self.ahead and self.run.warm_start:
