@@ -16,6 +16,7 @@ from swift_core.errors import RequestError
 from swift_plugin_serve.admission import ENDING
 from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.logs import JsonHandler
+from swift_plugin_serve.memory import EVERY, trim
 from swift_plugin_serve.served import Served
 
 AFTER = 5.0  # seconds for the last events to reach their clients, once the grace is over
@@ -28,6 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.served = served
         self._timer: asyncio.TimerHandle | None = None
+        self._trimming: asyncio.Future[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,6 +41,12 @@ class Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn calls this ten times a second."""
+        if counter % (10 * EVERY) == 0:
+            self._trimming = asyncio.ensure_future(asyncio.to_thread(trim))
+        return await super().on_tick(counter)
 
     def end(self, number: int) -> None:
         """Take no more requests; those under way may finish within the grace."""
