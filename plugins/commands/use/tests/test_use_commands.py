@@ -106,6 +106,9 @@ def test_it_goes_on_in_the_middle_of_a_file_with_the_same_seeds(tmp_path: Path) 
     assert len(rows(tmp_path / "out.jsonl")) == CHUNK
     with pytest.raises(RequestError, match=r"was begun with another model, data set or settings"):
         answer(Upper(), records, tmp_path / "out.jsonl", model="another")
+    more = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)[CHUNK : CHUNK + 2]
+    with (tmp_path / "out.jsonl").open("ab") as file:
+        file.write(b"".join(more))  # a kill within a chunk: it is asked again whole, so that rounding is as in one go
     resumed = answer(rest := Upper(), records, tmp_path / "out.jsonl")
     assert resumed == {"answered": CHUNK + 5, "failed": 0, "resumed": CHUNK}
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

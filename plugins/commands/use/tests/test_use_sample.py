@@ -107,7 +107,7 @@ def test_a_killed_call_ends_with_the_same_file(tmp_path: Path, keep: str) -> Non
     with pytest.raises(RequestError, match="was begun with another"):
         write_file(asking(Counting(), keep), records, output, {"other": 1}, EventSink())
     counts = write_file(asking(Counting(), keep), records, output, {}, EventSink())
-    assert counts["resumed"] > CHUNK
+    assert counts["resumed"] == CHUNK, "the rows of a chunk are asked together, as in one go"
     assert output.read_bytes() == whole.read_bytes()
     assert side_of(output).read_bytes() == side_of(whole).read_bytes()
 
@@ -156,6 +156,9 @@ def test_the_command_with_a_model(tiny_folder: Path, rows_file: Path, tmp_path: 
         (["--reward", "metric:length", "--temperature", "0"], "gives the same answer 4 times"),
         (["--reward", "metric:length", "--reward", "metric:length"], "the same one is given twice"),
         (["--reward", "metric:nothing"], "nothing"),
+        (["--reward", "metric:length", "--margin", "1"], "--margin is between the two of a pair: it needs --keep pairs"),
+        (["--reward", "metric:length", "--judge-model", "x"], "--judge-model needs a judge: --reward judge:http"),
+        (["--reward", "metric:length", "--judge-prompt", "x"], "--judge-prompt needs a judge"),
     ],
 )
 def test_wrong_requests(arguments: list[str], text: str, tiny_folder: Path, rows_file: Path, tmp_path: Path) -> None:

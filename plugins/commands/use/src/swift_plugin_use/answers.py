@@ -106,7 +106,10 @@ def answer_file(
     chunks: from the numbers at which chunks start to the rows of each, in order. job: what the answers depend on; a file begun
     with another job is refused. Returns counts of rows answered, failed and resumed, and with metrics their means.
     """
-    done = begin(output, job).count(b"\n")
+    held = begin(output, job).split(b"\n")[:-1]
+    done = len(held) // CHUNK * CHUNK  # whole chunks: the same rows are asked together as in one go, and rounding is alike
+    if held[done:]:
+        output.write_bytes(b"".join(line + b"\n" for line in held[:done]))
     counts: dict[str, Any] = {"answered": 0, "failed": 0, "resumed": done}
     if done:
         events.note(f"{output}: {done} rows are answered already, going on with row {done}")

@@ -59,6 +59,11 @@ def sample(
         raise RequestError("--reward: the same one is given twice; use --weight")
     if keep == "pairs" and count < 2:
         raise RequestError("--keep pairs needs --n 2 or more")
+    if margin and keep != "pairs":
+        raise RequestError(f"--margin is between the two of a pair: it needs --keep pairs, not {keep}")
+    for option, given in (("--judge-prompt", judge_prompt), ("--judge-model", judge_model)):
+        if given is not None and not any(spec.startswith("judge:") for spec in rewards):
+            raise RequestError(f"{option} needs a judge: --reward judge:http://HOST:PORT/v1")
     if count > 1 and not request.temperature:
         raise RequestError(f"--temperature 0 gives the same answer {count} times; give another, or --n 1")
     specs = [reward_of(spec, judge_prompt, judge_model) for spec in rewards]
@@ -167,8 +172,8 @@ def side_of(output: Path) -> Path:
 
 
 def write_file(asking: Sampling, records: list[Record], output: Path, job: dict[str, Any], events: Any) -> dict[str, int]:
-    """All rows' answers that are kept, in order. A killed call goes on after the last row that is certain; the row that stands
-    last in the file is answered again, the same way."""
+    """All rows' answers that are kept, in order. A killed call goes on with the chunk of the row that stands last in the file,
+    which is answered again, the same way."""
     side = side_of(output)
     if not output.exists():
         side.unlink(missing_ok=True)
@@ -200,11 +205,12 @@ def write_file(asking: Sampling, records: list[Record], output: Path, job: dict[
 
 
 def _certain(output: Path, side: Path) -> int:
-    """The row to go on with: the last one that either file tells of. Its own lines are taken out of both."""
+    """The row to go on with: of the last one that either file tells of, the first of its chunk, so that the same rows are asked
+    together as in one go, and rounding is alike. Lines from there on are taken out of both."""
     files = [file for file in (output, side) if file.exists()]
     held = {file: file.read_bytes().split(b"\n")[:-1] for file in files}
     numbers = {file: [json.loads(line)["row"] for line in lines] for file, lines in held.items()}
-    start = max((found[-1] for found in numbers.values() if found), default=0)
+    start = max((found[-1] for found in numbers.values() if found), default=0) // CHUNK * CHUNK
     for file in files:
         kept = [line for line, number in zip(held[file], numbers[file], strict=True) if number < start]
         file.write_bytes(b"".join(line + b"\n" for line in kept))
