@@ -79,6 +79,9 @@ def test_values_are_clipped_around_the_old_ones() -> None:
     loss.sum().backward()
     torch.testing.assert_close(values.grad, torch.tensor([0.0, -1.9, 0.5, -0.9]))
     torch.testing.assert_close(value_loss(values, old, returns, None)[0], 0.5 * (values - returns) ** 2)
+    torch.manual_seed(0)
+    old, moves = torch.randn(1000), 0.1 * torch.rand(1000)
+    assert not value_loss(old + moves, old, torch.randn(1000), 0.2)[1].any()  # roundings are no clips
 
 
 @pytest.mark.parametrize(

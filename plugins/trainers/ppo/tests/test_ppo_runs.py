@@ -113,6 +113,14 @@ def test_a_value_model_may_be_named_and_must_give_one_number(tuner: str, run: Ru
     assert steps[0]["value_loss"] < 0.5 * warmed[0]["value_loss"]
     with pytest.raises(RequestError, match=r"models\.value: its head gives 3 numbers"):
         run("third", max_steps=1, more={"models": {"value": {"name": str(tiny_folder), "num_labels": 3}}})
+    with pytest.raises(RequestError, match=r"models\.value: its head for reward says a number of a whole text"):
+        run("fourth", max_steps=1, more={"models": {"value": {"name": str(tiny_folder), "task": "reward"}}})
+
+
+def test_a_reference_that_nothing_reads_is_told(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    run("run", max_steps=1, kl=0, more={"models": {"reference": str(tiny_folder)}})
+    told = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("models.reference is not used: trainer.kl is 0" in line.get("text", "") for line in told)
 
 
 def test_wrong_requests(run: Run) -> None:

@@ -78,6 +78,8 @@ class OnPolicyTrainer(SupervisedTrainer):
         """Rewards, and the policy as it begins. Raises RequestError for a model that cannot answer."""
         run = self.run
         self.scoring = Scoring(run.part, self.config.rewards, self.config, run.template, self.stack)
+        if "reference" in run.config.models and not self.config.kl:
+            run.events.warn("models.reference is not used: trainer.kl is 0")
         tuned = run.models.get("policy")
         if why := REFUSED.get(getattr(getattr(tuned, "bundle", None), "task", "")):
             raise RequestError(f"model {tuned.bundle.source} is {why}")

@@ -13,6 +13,7 @@ from swift_core.errors import RequestError
 from swift_core.types import Batch, Run, TunedModel
 
 FOLDER = "value"  # within a checkpoint
+POOLED = ("reward", "sequence_classification", "reranker", "embedding")  # tasks whose head reads a whole text
 
 
 class Critic:
@@ -23,6 +24,12 @@ class Critic:
         tuned = run.models.get("value")
         if tuned.model is run.models.get("policy").model:
             raise RequestError("models.value: the value model must not be the policy's own")
+        task = getattr(getattr(tuned, "bundle", None), "task", "")
+        if task in POOLED:
+            raise RequestError(
+                f"models.value: its head for {task} says a number of a whole text, and a value model says one at each token; "
+                "name a reward model that was tuned with tuner=full, or merge this one: swift-core export"
+            )
         if run.resume_from:
             tuned.load(run.resume_from / FOLDER)
         for module in tuned.model.modules():  # values that differ by chance alone would be taken for advantages

@@ -22,5 +22,7 @@ def value_loss(
     free = (values - returns) ** 2
     if clip is None:
         return 0.5 * free, torch.zeros_like(free, dtype=torch.bool)
-    bound = (old + (values - old).clamp(-clip, clip) - returns) ** 2
-    return 0.5 * torch.maximum(free, bound), (bound > free).detach()
+    moved = values - old
+    bound = (old + moved.clamp(-clip, clip) - returns) ** 2
+    clipped = (bound > free) & (moved.abs() > clip)  # within the clip both are the same but for rounding
+    return 0.5 * torch.maximum(free, bound), clipped.detach()
