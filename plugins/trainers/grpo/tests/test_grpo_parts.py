@@ -484,6 +484,8 @@ def test_rewards_of_files_have_short_names() -> None:
         "group of one": ({"generations": 1}, "generations must be at least 2"),
         "share": ({"entropy_share": 0}, "entropy_share must be in"),
         "delta": ({"delta": 0.5}, "delta must be above 1"),
+        "two sides": ({"delta": 1.5, "loss": "cispo"}, "delta changes nothing with loss cispo"),
+        "end": ({"sft": 0.5, "sft_end": 0.1}, "sft_end changes nothing without sft_decay"),
         "ahead": ({"ahead": True, "resample": 2}, "cannot be had with resample"),
         "stage": ({"timeouts": {"rewardz": 3}}, "no stage 'rewardz'"),
         "gdpo": ({"advantage": "gdpo", "kl": 0.1, "kl_in": "reward"}, "kl_in must be loss"),

@@ -23,8 +23,8 @@ class ToolsConfig:
 class RolloutConfig:
     """What any on-policy loop needs: how many prompts and answers, how they are drawn, and how the policy is updated."""
 
-    epochs: float = option(1.0, "passes over the prompts")
-    max_steps: int | None = option(None, "steps at most, whatever epochs says")
+    epochs: float = option(1.0, "passes over the prompts, where max_steps is not set")
+    max_steps: int | None = option(None, "steps, over as many passes as they take, whatever epochs says")
     batch_size: int = option(4, "prompts of a step, in each process")
     learning_rate: float = option(1e-5, "highest learning rate")
     rates: dict[str, float] = option({}, "factors of the learning rate by part of the model: {vision: 0.1}")
@@ -167,6 +167,10 @@ class GrpoConfig(RolloutConfig):
             raise ValueError("mismatch_cap must be above mismatch_floor")
         if not 0 <= self.sft <= 1 or not 0 <= self.sft_end <= 1:
             raise ValueError("sft and sft_end must be between 0 and 1")
+        if self.sft_end and not self.sft_decay:
+            raise ValueError("sft_end changes nothing without sft_decay: the steps that the share takes to fall to it")
+        if self.delta is not None and self.loss in ("cispo", "sapo"):
+            raise ValueError(f"delta changes nothing with loss {self.loss}, which does not clip on two sides")
         if self.tau_positive <= 0 or self.tau_negative <= 0:
             raise ValueError("tau_positive and tau_negative must be above 0")
         if self.ahead and self.resample:
