@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,32 @@ def test_another_model_and_back(tiny_folder: Path, tmp_path: Path) -> None:
     assert lines(tmp_path / "talk.jsonl") == [alone[tiny_folder], alone[other], alone[other], alone[tiny_folder]]
     assert f"(talking to {other})" in found
     assert any(line.startswith(f"(still talking to {other}: ") for line in found)
+
+
+def test_a_model_that_cannot_be_opened_leaves_the_adapter_in_use(tiny_folder: Path, tmp_path: Path) -> None:
+    """Both one that is given with the command, and one that was chosen on the way."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    targets = LoraConfig(lora_alpha=64, target_modules=["o_proj", "down_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), targets)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data.normal_()
+    model.save_pretrained(tmp_path / "mine")
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (weights,) = broken.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    asks = f"Hi there\n/save {tmp_path}/talk.jsonl\n/clear\n"
+    base = ["--max-tokens", 6, "--model", tiny_folder]
+    talk(asks, *base)
+    given = talk(f"{asks}/model {broken}\n{asks}", *base, "--adapter", tmp_path / "mine")
+    chosen = talk(f"/model {tmp_path}/mine\n{asks}/model {broken}\n{asks}", *base)
+    plain, *others = lines(tmp_path / "talk.jsonl")
+    assert [one == plain for one in others] == [False] * 4
+    assert [one == others[0] for one in others] == [True] * 4
+    assert "(still talking to " in given.output
+    assert f"(still talking to {tmp_path}/mine: " in chosen.output
 
 
 def lines(path: Path) -> list[Any]:

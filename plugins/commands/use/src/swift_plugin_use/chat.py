@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -60,7 +61,8 @@ class Desk:
         self.config, self.request, self.tools = config, request, tools
         self.session: Session | None = None
         self.opened: Opened
-        self.adapters: dict[str, str] = {}  # loaded on top of the model, by folder
+        self.beneath: str | None = None  # the adapter that the model was opened with
+        self.adapters: set[str] = set()  # folders of others, loaded on top of the model
 
     def open(self, config: RunConfig, adapter: str | None = None) -> None:
         """Raises RequestError for a model that cannot talk."""
@@ -72,8 +74,13 @@ class Desk:
         except BaseException:
             session.__exit__()
             raise
-        self.session, self.opened, self.config, self.adapters = session, opened, config, {}
+        self.session, self.opened, self.config, self.beneath, self.adapters = session, opened, config, adapter, set()
         self.request = replace(self.request, adapter=None)
+
+    @property
+    def name(self) -> str:
+        """Who is talked to."""
+        return self.request.adapter or self.opened.name
 
     def close(self) -> None:
         if self.session is not None:
@@ -96,6 +103,9 @@ class Desk:
 
     def command(self, text: str, talk: Talk) -> Talk:
         name, _, argument = text.partition(" ")
+        if name == "/help":
+            click.echo(CHAT_HELP)
+            return talk
         if name == "/model" and argument.strip():
             self.switch(argument.strip())
             return talk
@@ -135,16 +145,18 @@ class Desk:
             if self._adapter(name):
                 click.echo(f"(talking to {name})")
                 return
-            config, before = replace(self.config, model=Component(name)), self.config
+            config, before = replace(self.config, model=Component(name)), (self.config, self.beneath, self.request.adapter)
             self.close()
             try:
                 self.open(config)
             except SwiftError:
-                self.open(before)
+                self.open(*before[:2])
+                if before[2] is not None:
+                    self._use(Path(before[2]))
                 raise
-            click.echo(f"(talking to {self.opened.name})")
+            click.echo(f"(talking to {self.name})")
         except SwiftError as err:
-            click.echo(f"(still talking to {self.opened.name}: {err})")
+            click.echo(f"(still talking to {self.name}: {err})")
 
     def _adapter(self, name: str) -> bool:
         """Whether the name was an adapter of the model that is loaded, or that model itself: then it is used from now on."""
@@ -159,12 +171,15 @@ class Desk:
             return True
         if "adapters" not in engine.capabilities:
             return False
-        folder = str(found.adapter)
-        if folder not in self.adapters:
-            engine.load_adapter(folder, found.adapter)
-            self.adapters[folder] = folder
-        self.request = replace(self.request, adapter=folder)
+        self._use(found.adapter)
         return True
+
+    def _use(self, adapter: Path) -> None:
+        """Ask an adapter from now on."""
+        if str(adapter) not in self.adapters:
+            self.opened.engine.load_adapter(str(adapter), adapter)
+            self.adapters.add(str(adapter))
+        self.request = replace(self.request, adapter=str(adapter))
 
 
 def _read_message() -> str:
