@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -16,9 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from swift_core.errors import CapabilityError, RequestError, RunError
 from swift_core.testing import EngineContract
-from swift_core.types import Completion, ModelBundle, Request
-from swift_plugin_torch.config import TransformersEngineConfig
+from swift_core.types import Completion, ModelBundle, Request, Sample
+from swift_plugin_full.config import FullConfig
+from swift_plugin_full.tuner import FullTuned
+from swift_plugin_torch.backend import TorchBackend
+from swift_plugin_torch.config import TorchConfig, TransformersEngineConfig
 from swift_plugin_torch.engine import TransformersEngine
+from swift_plugin_transformers import attention
 
 
 class TestTransformersEngine(EngineContract):
@@ -247,6 +252,38 @@ def test_logprobs_are_log_softmax(tiny_bundle: ModelBundle) -> None:
         expected = [float(torch.log_softmax(logits[n], -1)[ids[n + 1]]) for n in range(len(ids) - 1)]
         assert scores == pytest.approx(expected, abs=1e-5)
     assert found[1] == []  # one token predicts nothing
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logprobs_do_not_depend_on_what_else_is_asked(precision: str, tiny_bundle: ModelBundle) -> None:
+    """To the last bit: rows together, alone, and as the trainer's pass computes them."""
+    attention.install(tiny_bundle.model)
+    tiny_bundle.model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    sequences = [list(range(3, 60)), [*range(100, 150), *range(20, 90)], [5, 6, 7, 8], list(range(40, 200))]
+    together = engine(tiny_bundle).logprobs(sequences)
+    assert engine(tiny_bundle, batch_size=2).logprobs(sequences) == together
+    assert [engine(tiny_bundle).logprobs([ids])[0] for ids in sequences] == together
+    template = tiny_bundle.template
+    assert template is not None
+    steps = TorchBackend(TorchConfig(device="cpu", precision=precision)).prepare(  # type: ignore[arg-type]
+        {"policy": FullTuned(tiny_bundle, FullConfig())},
+        None,
+        SimpleNamespace(learning_rate=1.0, weight_decay=0.0, betas=[0.9, 0.9]),
+    )
+    packed = template.pack([Sample(ids, [1.0] * len(ids)) for ids in sequences])
+    assert packed is not None
+    own = steps.forward("policy", template.collate([packed])).logprobs()
+    assert own.tolist() == pytest.approx([value for row in together for value in row], abs=2e-6)
+
+
+def test_sequences_that_a_model_lets_see_each_other_are_scored_apart(tiny_bundle: ModelBundle) -> None:
+    """A model that ignores where sequences end: alone in a flat pass none is wrong."""
+    sequences = [list(range(3, 30)), list(range(100, 150))]
+    expected = engine(tiny_bundle).logprobs(sequences)
+    plain = tiny_bundle.model.forward
+    tiny_bundle.model.forward = lambda input_ids, **_: plain(input_ids)
+    for n, found in enumerate(engine(tiny_bundle).logprobs(sequences)):
+        assert found == pytest.approx(expected[n], abs=1e-5)
 
 
 # --- streams and threads ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from swift_core.errors import RequestError
 
 PART_OF_BASE = ("pissa", "olora", "corda")  # what begins like this takes a part of the base's weights into the adapter
@@ -20,12 +21,14 @@ PART_OF_BASE = ("pissa", "olora", "corda")  # what begins like this takes a part
 class Adapters:
     """The adapters on a model. `model` is what forward passes go through; it becomes a PeftModel with the first one."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, in_training: bool = False) -> None:
         self.model = model
         self.names: set[str] = set()
         self.only: str | None = None  # an adapter beside which there is no base
         # A model that comes tuned is served as it comes: its own adapter stays on where a request names none.
         self.own = str(model.active_adapter) if hasattr(model, "peft_config") else None
+        if not in_training:
+            round_tuned(model)
         self._leaving: set[str] = set()  # adapters that take no more requests
         self._alone: set[str] = set()  # adapters that no other row can share a pass with
         self._on: str | None = self.own
@@ -110,6 +113,8 @@ class Adapters:
         """Load a peft adapter's folder. Raises RequestError where it does not fit."""
         from peft import PeftConfig, PeftModel
 
+        from swift_plugin_torch.lora_linear import FusedLinear
+
         if name == self.own:
             raise RequestError(f"adapter {name!r} is the model's own; give {folder} another name")
         self.rest()
@@ -118,9 +123,12 @@ class Adapters:
                 warnings.filterwarnings("error", "Found missing adapter keys")  # a part left as it was begun: no adapter at all
                 config = PeftConfig.from_pretrained(str(folder))
                 if isinstance(self.model, PeftModel):
-                    self.model.load_adapter(str(folder), adapter_name=name)
+                    self.model.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=False)
                 else:
-                    self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
+                    if plain_lora(config) and not getattr(self.model, "is_quantized", False):
+                        config._register_custom_module({torch.nn.Linear: FusedLinear})
+                    given = {"adapter_name": name, "config": config, "autocast_adapter_dtype": False}
+                    self.model = PeftModel.from_pretrained(self.model, str(folder), **given).eval()
                     self._on = name
         except Exception as err:
             if isinstance(self.model, PeftModel) and name in self.model.peft_config and name not in self.names:
@@ -128,9 +136,9 @@ class Adapters:
             raise RequestError(f"adapter {folder} cannot be loaded: {' '.join(str(err).split())}") from err
         if takes_of_base(config):
             self.only = name
-        if not _plain(config):
+        if not plain_lora(config):
             self._alone.add(name)
-        if self.own and not _plain(self.model.peft_config[self.own]):
+        if self.own and not plain_lora(self.model.peft_config[self.own]):
             self._alone.add(self.own)
         self.names.add(name)
 
@@ -176,7 +184,15 @@ def begun_as(folder: Path) -> bool:
         return False
 
 
-def _plain(config: Any) -> bool:
+def round_tuned(model: Any) -> None:
+    """Bring what was tuned, and is read in fp32, to the precision that the model computes in, as training does."""
+    dtype = model.dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float32 != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def plain_lora(config: Any) -> bool:
     """Whether an adapter is LoRA and nothing more, which peft mixes exactly."""
     more = ("use_dora", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "target_parameters")
     special = ("use_qalora", "use_bdlora", "arrow_config", "velora_config", "kasa_config", "monteclora_config", "lora_bias")

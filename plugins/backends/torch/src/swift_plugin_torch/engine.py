@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from swift_core.errors import CapabilityError, RequestError
-from swift_core.types import Completion, ModelBundle, Request, Sample
+from swift_core.types import Batch, Completion, ModelBundle, Request, Sample
 
 from swift_plugin_torch import heads, packed
 from swift_plugin_torch.adapters import Adapters, begun_as
@@ -25,6 +25,7 @@ from swift_plugin_torch.prompts import kinds, media_inputs, placed, text_ids
 from swift_plugin_torch.rows import Call, Prompt, Row
 from swift_plugin_torch.runner import Runner
 from swift_plugin_torch.scheduler import Scheduler
+from swift_plugin_torch.scoring import Scoring
 from swift_plugin_torch.texts import Text
 
 
@@ -41,8 +42,9 @@ class TransformersEngine:
         if getattr(self.template, "media", None) is not None:
             self.capabilities |= {"media"}
         self.capabilities |= heads.CAPABILITIES.get(bundle.task, set())
-        self._adapters = Adapters(bundle.model.eval())
+        self._adapters = Adapters(bundle.model.eval(), bundle.in_training)
         self._processors = load_processors(config.processors)
+        self._scoring = Scoring(self.template, config.whole)
         self._started = threading.RLock()
         self._rendering = threading.Lock()  # tokenizers change their settings while they work
         self._runner: Runner | None = None
@@ -222,17 +224,16 @@ class TransformersEngine:
         """(number of the sequence, its first places that are only read, log-probabilities [places, vocabulary], ids there)."""
         alone = getattr(self.template, "alone", lambda ids: Sample(list(ids), [1.0] * len(ids)))
         whole = samples or [alone(ids) for ids in sequences]
-        order = sorted(range(len(sequences)), key=lambda n: len(sequences[n]))
-        for start in range(0, len(order), self.config.whole):
-            chosen = order[start : start + self.config.whole]
-            batch = self.template.collate([whole[n] for n in chosen])
-            inputs, ids = placed(batch.inputs, self.device, self.model.dtype), batch.labels.to(self.device)
+        given = [(sample.label or {}).get("encoder", 0) if samples else 0 for sample in whole]
+        lengths = [len(ids) - read for ids, read in zip(sequences, given, strict=True)]
+
+        def logits(batch: Batch) -> torch.Tensor:
             with self._adapter(adapter), torch.inference_mode():
-                logits = self.model(**inputs, use_cache=False).logits
-                for row, n in enumerate(chosen):
-                    given = (samples[n].label or {}).get("encoder", 0) if samples else 0
-                    count = len(sequences[n]) - given
-                    yield n, given, torch.log_softmax(logits[row, : count - 1].float(), dim=-1), ids[row, 1:count]
+                found: torch.Tensor = self.model(**placed(batch.inputs, self.device, self.model.dtype), use_cache=False).logits
+            return found
+
+        for n, found, ids in self._scoring.passes(logits, whole, lengths):
+            yield n, given[n], torch.log_softmax(found[:-1].float(), dim=-1), ids[1:].to(self.device)
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return heads.embed(self, sequences)

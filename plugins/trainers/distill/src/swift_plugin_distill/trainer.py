@@ -98,7 +98,7 @@ class GkdTrainer(SupervisedTrainer):
         template = self.run.template
         parts = cut(samples, getattr(self.run.backend, "pass_tokens", None)) if self.flat else [samples]
         for part in parts:
-            packed = template.pack(part, share=self.shares) if self.flat and len(part) > 1 else None
+            packed = template.pack(part, share=self.shares) if self.flat else None
             batch = template.collate([packed] if packed else part)
             batch.targets = {"samples": part}
             yield batch

@@ -27,7 +27,7 @@ def group_batches(
         chosen = [groups[n] for n in members]
         samples = [sample for group in chosen for sample in group]
         share = [len(group) for group in chosen] if shares else False
-        packed = template.pack(samples, share) if flat and len(samples) > 1 else None
+        packed = template.pack(samples, share) if flat else None
         yield template.collate([packed] if packed else samples), members
 
 

@@ -185,7 +185,7 @@ class SupervisedTrainer:
         template = self.run.template
         parts = cut(samples, getattr(self.run.backend, "pass_tokens", None)) if self.flat else [samples]
         for part in parts:
-            packed = template.pack(part, share=self.shares) if self.flat and len(part) > 1 else None
+            packed = template.pack(part, share=self.shares) if self.flat else None
             yield template.collate([packed] if packed else part)
 
     def _roles(self) -> dict[str, TunedModel]:

@@ -19,9 +19,9 @@ from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from swift_core.errors import RequestError
 from swift_core.types import ModelBundle
+from swift_plugin_torch.lora_linear import FusedLinear
 
 from swift_plugin_lora.config import LoraConfig
-from swift_plugin_lora.fused import FusedLinear
 
 HEADED = ("sequence_classification", "token_classification", "reranker", "reward")
 TASKS = {
