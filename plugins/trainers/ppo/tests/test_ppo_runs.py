@@ -117,6 +117,18 @@ def test_a_value_model_may_be_named_and_must_give_one_number(tuner: str, run: Ru
         run("fourth", max_steps=1, more={"models": {"value": {"name": str(tiny_folder), "task": "reward"}}})
 
 
+def test_a_policy_that_cannot_write_is_refused(run: Run, tiny_folder: Path) -> None:
+    with pytest.raises(RequestError, match="is a model with a head for reward, and answers need one that writes"):
+        run("run", max_steps=1, kl=0, more={"model": {"name": str(tiny_folder), "task": "reward"}})
+
+
+def test_a_run_from_another_one_is_told_its_reference(run: Run, tmp_path: Path) -> None:
+    first, _ = run("first", "lora", max_steps=1, kl=0.1)
+    run("run", "lora", max_steps=1, kl=0.1, more={"from": first["last"]})
+    told = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("the reference is the model without the weights" in line.get("text", "") for line in told)
+
+
 def test_a_reference_that_nothing_reads_is_told(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     run("run", max_steps=1, kl=0, more={"models": {"reference": str(tiny_folder)}})
     told = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -31,6 +31,8 @@ from swift_plugin_grpo.scoring import Group, Scoring
 from swift_plugin_grpo.stages import Stages, gathered
 from swift_plugin_grpo.weights import Weights
 
+WRITES = ("causal_lm", "seq2seq_lm")  # tasks of models that answer
+
 
 @dataclass
 class State:
@@ -81,8 +83,15 @@ class OnPolicyTrainer(SupervisedTrainer):
         if "reference" in run.config.models and not self.config.kl:
             run.events.warn("models.reference is not used: trainer.kl is 0")
         tuned = run.models.get("policy")
-        if why := REFUSED.get(getattr(getattr(tuned, "bundle", None), "task", "")):
+        task = getattr(getattr(tuned, "bundle", None), "task", "causal_lm")
+        if why := REFUSED.get(
+            task, "" if task in WRITES else f"a model with a head for {task}, and answers need one that writes"
+        ):
             raise RequestError(f"model {tuned.bundle.source} is {why}")
+        if self.config.kl and run.warm_start and "reference" not in run.config.models:
+            run.events.warn(
+                "the reference is the model without the weights that the run begins with; models.reference=FOLDER takes another"
+            )
         if folder := run.resume_from or run.warm_start:
             tuned.load(folder)
         return tuned

@@ -66,9 +66,11 @@ class PreferenceTrainer(SupervisedTrainer):
         if not self.refers or (self.ahead and (self.run.resume_from or not self.names_reference)):
             return {}
         if not self.names_reference and not self.ahead and self.run.warm_start:
+            can = getattr(self.config, "loss", "") != "kto"
             self.run.events.warn(
-                "the reference is the model without the adapter that the run begins with; trainer.reference_ahead=true takes "
-                "the policy as it begins, models.reference=FOLDER another model"
+                "the reference is the model without the adapter that the run begins with; "
+                + ("trainer.reference_ahead=true takes the policy as it begins, " if can else "")
+                + ("models.reference=FOLDER another model" if can else "models.reference=FOLDER takes another model")
             )
         return {"reference": self.run.models.get("reference")}
 
