@@ -228,9 +228,17 @@ def test_a_row_of_steps_that_cannot_be_is_refused(row: dict[str, Any], reason: s
     assert "\n" not in str(caught.value)
 
 
-def fit(model: Path, rows: str, output: Path, **options: Any) -> dict[str, Any]:
+def test_a_row_of_which_no_step_is_left_says_so(judge: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "q", "completions": ["a long first step"], "labels": [True]}), encoding="utf-8")
+    with pytest.raises(RequestError, match=r"longer than template\.max_length, 4: no step is left to judge"):
+        fit(judge, str(file), tmp_path / "run", template={"max_length": 4})
+
+
+def fit(model: Path, rows: str, output: Path, template: Any = None, **options: Any) -> dict[str, Any]:
     return train(parse_config({
         "model": str(model), "dataset": rows, "eval_dataset": rows, "output": str(output), "tuner": "full",
+        **({"template": template} if template else {}),
         "trainer": {"name": "prm", "epochs": 12, "batch_size": 8, "learning_rate": 3e-3, **options},
         "backend": {"name": "torch", "device": "cpu"},
     }))  # fmt: skip

@@ -40,6 +40,8 @@ class StepRows:
         text: dict[str, Any] = {"input_ids": ids[:limit]}
         if limit is not None and len(ids) > limit:
             value, text["cut"] = value[:limit], True
+        if all(label == IGNORED for label in value):
+            raise ValueError(f"prompt and first step are longer than template.max_length, {limit}: no step is left to judge")
         sample: Sample = made.make([text], value)
         sample.weights = [float(label != IGNORED) for label in value]
         return [sample]
