@@ -386,6 +386,9 @@ def serving(folder: Path, most: int = 20, shift: int = 0) -> Iterator[str]:
 
         def do_POST(self) -> None:
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not most:
+                self.send_error(400, "unknown field 'prompt_logprobs'")
+                return
             ids = sent["prompt"]
             with torch.no_grad():
                 found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -423,6 +426,9 @@ def test_servers_that_do_not_fit(tiny_folder: Path, teacher: Path, rows: str, tm
     for most, shift, text in ((3, 0, "tells 3 likeliest tokens, and trainer.top_k is 6"), (20, 5000, "another vocabulary")):
         with serving(teacher, most, shift) as address, pytest.raises(RequestError, match=text):
             run(tiny_folder, rows, tmp_path / f"run{most}", address, options={"max_steps": 1, "top_k": 6, "on_policy": 0.0})
+    told = r"models\.teacher http://.* refused the request .*; its server must tell prompt_logprobs, as vllm serve does"
+    with serving(teacher, 0) as address, pytest.raises(RequestError, match=told):
+        run(tiny_folder, rows, tmp_path / "run", address, options={"max_steps": 1, "top_k": 6, "on_policy": 0.0})
     for options, text in (
         ({}, r"set trainer\.top_k, 20 say"),
         ({"top_k": 4, "temperature": 0.5}, "probabilities of temperature 1"),

@@ -45,7 +45,11 @@ class ServerTeacher:
 
     def tell(self, steps: Any, batch: Batch, samples: Sequence[Sample], width: int) -> Likeliest:
         """Raises RequestError for a server that knows an id which the model does not have: it has another vocabulary."""
-        found = self.engine.likeliest([sample.input_ids for sample in samples], self.top_k)
+        try:
+            found = self.engine.likeliest([sample.input_ids for sample in samples], self.top_k)
+        except (RequestError, CapabilityError) as err:
+            what = "its server must tell prompt_logprobs, as vllm serve does"
+            raise RequestError(f"models.teacher {self.address}: {str(err).rstrip('.')}; {what}") from err
         places = [
             places[n - 1]
             for sample, places in zip(samples, found, strict=True)
