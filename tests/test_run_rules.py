@@ -113,9 +113,10 @@ def test_an_adapter_of_another_tool_is_what_is_scored(command: list[object], row
         ("trainer.learning_rate=nan", "trainer.sft.learning_rate: expected number, not 'nan'"),
         ("trainer.betas=[2,3]", "trainer.sft: betas takes two numbers of at least 0 and below 1, not [2.0, 3.0]"),
         ("holdout=.inf", "holdout: expected number, not '.inf'"),
+        ("models.teacher=there", "models.teacher: this trainer has no such model; it uses no other model"),
     ],
 )
-def test_numbers_out_of_bounds(command: list[object], option: str, said: str, tmp_path: Path) -> None:
+def test_what_a_run_cannot_do_is_said_before_it_begins(command: list[object], option: str, said: str, tmp_path: Path) -> None:
     result = swift(*command, option, "--output", tmp_path / "a")
     assert (result.code, result.error) == (2, said)
     assert not (tmp_path / "a").exists()

@@ -305,31 +305,6 @@ def test_a_long_document_and_a_window_take_other_paths_to_the_same_values(monkey
         run(softcap=2.0)
 
 
-@pytest.mark.parametrize("kind", ["none", "bool", "added"])
-@pytest.mark.parametrize("queries", [1, 5])
-def test_attention_of_a_few_queries_is_the_librarys(queries: int, kind: str) -> None:
-    """Of the next tokens of running answers, against sdpa; a row that sees nothing stays finite."""
-    from swift_plugin_transformers import attention
-
-    if queries > 1 and kind == "none":
-        pytest.skip("without a mask one query sees all keys, and several do not")
-    drawn = torch.Generator().manual_seed(0)
-    shapes = ((3, 6, queries, 16), (3, 2, 20, 16), (3, 2, 20, 16))
-    query, key, value = (torch.randn(shape, generator=drawn) for shape in shapes)
-    seen = torch.rand(3, 1, queries, 20, generator=drawn) > 0.4
-    added = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
-    mask = {"none": None, "bool": seen, "added": added}[kind]
-    with torch.no_grad():
-        found, _ = attention.attend(None, query, key[:, :, :20], value, mask, scaling=0.3)
-        assert found.is_contiguous()
-        wide = [tensor.repeat_interleave(3, 1) for tensor in (key, value)]
-        plain = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3)
-        assert torch.allclose(found, plain.transpose(1, 2), atol=1e-5)
-        if mask is not None:
-            blind = torch.zeros_like(mask) if kind == "bool" else torch.full_like(mask, float("-inf"))
-            assert attention.attend(None, query, key, value, blind, scaling=0.3)[0].isfinite().all()
-
-
 @pytest.mark.parametrize("trained", ["states", "all", "nothing"])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

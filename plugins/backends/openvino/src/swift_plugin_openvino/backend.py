@@ -20,8 +20,9 @@ def open_backend(options):
 
 
 class Job:
-    def __init__(self, pipe, number, ids, config, put):
+    def __init__(self, pipe, number, ids, config, stream, put):
         self.pipe, self.number, self.ids, self.config, self.put = pipe, number, ids, config, put
+        self.stream = stream  # else it is read when it is over: reading takes a moment of each step
         self.handle = None
         self.choices = {}  # of a sequence's number, which choice it is
         self.ended = set()
@@ -57,7 +58,7 @@ class Backend:
         ids = openvino.Tensor(numpy.array([sent["prompt"]], dtype=numpy.int64))
         config = config_of(sent)
         config.logprobs = int(self.options["logprobs"])
-        job = Job(self.pipes[sent["model"]], next(self.numbers), ids, config, put)
+        job = Job(self.pipes[sent["model"]], next(self.numbers), ids, config, sent["stream"], put)
         self.inbox.put(("add", job))
         return lambda: self.inbox.put(("cancel", job))
 
@@ -150,6 +151,8 @@ class Backend:
     def read(self, job):
         """Pass on what is new; True where the job is over."""
         status = job.handle.get_status()  # before reading: what comes with the end is read too
+        if status == genai.GenerationStatus.RUNNING and not job.stream:
+            return False
         while job.handle.can_read():
             for sequence, output in job.handle.read().items():
                 choice = job.choices.setdefault(sequence, len(job.choices))

@@ -18,8 +18,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "swift_documents"
 BLOCK = 128  # queries at once: what lies right of a block's diagonal is never computed
-FEW = 16  # queries of a row that are not worth the fused kernel
-BEYOND = ("softcap", "s_aux", "position_bias")  # what some attention adds, and this does not
 LONGEST = 1024  # tokens of a document whose probabilities are kept for the backward pass; longer ones go through sdpa
 
 
@@ -62,15 +60,12 @@ def attend(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
     if cu_seq_lens_q is None:
-        if _few(query, key, value, attention_mask, dropout, kwargs):
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            return few_queries(query, key, value, attention_mask, scale), None
         plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return plain(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
             sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
-    extra = sorted(name for name in BEYOND if kwargs.get(name) is not None)
+    extra = sorted(name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None)
     if extra:
         raise NotImplementedError(f"attention over documents knows no {', '.join(extra)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -93,38 +88,6 @@ def attend(
         )  # fmt: skip
         parts.append(out.transpose(1, 2))
     return torch.cat(parts, 1), None
-
-
-def _few(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float, more: dict[str, Any]
-) -> bool:
-    """Whether these are so few queries, on a CPU and without a gradient, that plain products are the fastest."""
-    queries = query.shape[2]
-    seen = mask is None or (mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[-1] == key.shape[2])
-    return (
-        query.device.type == "cpu" and queries <= FEW and seen and (queries == 1 or mask is not None) and not dropout
-        and query.dtype == key.dtype == value.dtype and not torch.is_grad_enabled()
-        and not any(more.get(name) is not None for name in BEYOND)
-    )  # fmt: skip
-
-
-def few_queries(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """softmax(scale q k^T) v of the next tokens of running answers: query [B, H, L, D], key and value [B, K, S, D], mask
-    [B, 1, L, S] of bool or added values -> [B, L, H, D]. As documents are computed in training, so that both round alike.
-
-    Beside the fused CPU kernel, which copies keys for each query head, this takes a tenth of the time and less.
-    """
-    rows, heads, length, _ = query.shape
-    groups = key.shape[1]
-    q = (query * scale).reshape(rows * groups, -1, query.shape[-1])
-    scores = torch.bmm(q, key.flatten(0, 1).transpose(1, 2)).view(rows, groups, heads // groups, length, -1)
-    if mask is not None:
-        wide, least = mask[:, :, None], torch.finfo(scores.dtype).min  # a row that sees nothing, of no answer, stays finite
-        scores = scores.masked_fill_(~wide, least) if wide.dtype == torch.bool else scores.add_(wide).clamp_min_(least)
-    share = torch.softmax(scores, -1).view(rows * groups, -1, key.shape[2])
-    return torch.bmm(share, value.flatten(0, 1)).view(rows, heads, length, -1).transpose(1, 2).contiguous()
 
 
 class Place(NamedTuple):

@@ -40,6 +40,8 @@ class Meter:
 class GkdTrainer(SupervisedTrainer):
     """Trainer `gkd`."""
 
+    roles = ("teacher", "reference")
+
     def __init__(self, run: Run) -> None:
         super().__init__(run, self.loss, self)
         self.meter = self.train_meter = Meter()

@@ -321,9 +321,10 @@ class GrpoTrainer(OnPolicyTrainer):
         state.reward = found["reward"]
         if found.get("mismatch", 0.0) > FAR and config.mismatch == "none" and not self.warned:
             self.warned = True
+            why = "compute both in one precision, or" if not config.ahead else "the engine's weights are a step old;"
             run.events.warn(
-                f"engine and trainer differ by {found['mismatch']:.3f} in the log-probability of a token: compute both in one "
-                "precision, or correct it with trainer.mismatch=truncate"
+                f"engine and trainer differ by {found['mismatch']:.3f} in the log-probability of a token: {why} "
+                "correct it with trainer.mismatch=truncate"
             )
         answers = sum(len(group.answers) for group in drawn)
         made = sum(answer.length for group in drawn for answer in group.answers)

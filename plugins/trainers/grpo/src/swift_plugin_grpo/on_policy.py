@@ -53,6 +53,8 @@ class State:
 class OnPolicyTrainer(SupervisedTrainer):
     """A subclass has `_fit`. The supervised loop's checkpoints are its own."""
 
+    roles = ("reference",)
+
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.stages = Stages(self.config.timeouts, TIMEOUT, "trainer.timeouts")

@@ -42,6 +42,8 @@ class Lesson:
 class PpoTrainer(OnPolicyTrainer):
     """Trainer `ppo`."""
 
+    roles = ("reference", "value")
+
     def _fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
         tuned, steps, state = self._open()

@@ -32,6 +32,7 @@ class PreferenceTrainer(SupervisedTrainer):
     """A subclass says by `size` how many samples a group has, by `refers` whether it needs a reference, by `coupled` whether
     the loss of one group depends on the others of a pass, and has `loss` and `targets`."""
 
+    roles = ("reference",)
     size = 1
     refers = True
     coupled = False

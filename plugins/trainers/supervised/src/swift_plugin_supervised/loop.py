@@ -58,11 +58,18 @@ class SupervisedTrainer:
     """Trainer `sft` and `pt`; with another loss, those of other plugins.
 
     `metric` counts beside the loss of an evaluation: `watching(loss_fn)` is used in place of it, then `result()` gives figures.
+    `roles` are those of the models beside the policy that a trainer may use.
     """
+
+    roles: tuple[str, ...] = ()
 
     def __init__(self, run: Run, loss_fn: LossFn = cross_entropy, metric: Any = None) -> None:
         self.run, self.config, self.loss_fn, self.metric = run, run.trainer_config, loss_fn, metric
         self.checkpoints = Checkpoints(run.output)
+        for role in run.config.models:
+            if role not in self.roles:
+                known = f"it may use {', '.join(self.roles)}" if self.roles else "it uses no other model"
+                raise RequestError(f"models.{role}: this trainer has no such model; {known}")
 
     def fit(self) -> TrainResult:
         run, config, backend = self.run, self.config, self.run.backend
