@@ -184,6 +184,15 @@ def test_what_follows_a_malformed_call_is_still_read() -> None:
     assert (content, calls) == ("<tool_call>oops", [("clock", '{"zone": "x"}')])
 
 
+def test_a_call_that_is_cut_behind_a_whole_one_begins_once() -> None:
+    _, template = pair(HERMES)
+    good = '<tool_call>\n{"name": "clock", "arguments": {"zone": "x"}}\n</tool_call>'
+    cut = '<tool_call>\n{"name": "clock", "arguments": {"zo'
+    content, _, calls = text_of(template, f"{good}\n{cut}")
+    assert content == cut
+    assert calls == [("clock", '{"zone": "x"}'), ("clock", calls[1][1])]
+
+
 def test_without_tools_a_call_is_content() -> None:
     _, template = pair(HERMES)
     text = '<tool_call>\n{"name": "clock", "arguments": {"zone": "x"}}\n</tool_call>'

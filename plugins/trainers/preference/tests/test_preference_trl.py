@@ -114,7 +114,8 @@ def test_divergences_are_trls(divergence: str, theirs: Dpo, tiny_folder: Path, t
     kind = {"forward_kl": "forward_kl", "js": "js_divergence", "alpha": "alpha_divergence"}[divergence]
     for name, alpha in (("sigmoid", 0.3), ("ipo", 1.7), ("hinge", 1.0)):
         other = theirs.step(loss_types=[name], f_divergence_type=kind, f_alpha_divergence_coef=alpha)
-        mine = step(tiny_folder, tmp_path, "dpo", PAIRS, loss=name, divergence=divergence, divergence_alpha=alpha)
+        own = {"divergence_alpha": alpha} if divergence == "alpha" else {}
+        mine = step(tiny_folder, tmp_path, "dpo", PAIRS, loss=name, divergence=divergence, **own)
         check(mine, other)
 
 
@@ -201,10 +202,12 @@ def test_orpo_is_trls(groups: Any, tiny_folder: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "simpo"])
 def test_cpo_is_trls(loss: str, groups: Any, tiny_folder: Path, tmp_path: Path) -> None:
-    options = {"beta": 0.7, "cpo_alpha": 0.5, "label_smoothing": 0.1}
+    options = {"beta": 0.7, "cpo_alpha": 0.5}
+    options |= {"label_smoothing": 0.1} if loss in ("sigmoid", "simpo") else {}
     other = reference_free(tiny_folder, tmp_path, "cpo", loss_type=loss, simpo_gamma=0.8, **options)
     wanted = graded(other.model, other.get_batch_loss_metrics(other.model, unpaired_batch(groups, 0))[0])
-    check(step(tiny_folder, tmp_path, "cpo", PAIRS, loss=loss, gamma=0.8, **options), wanted)
+    options |= {"gamma": 0.8} if loss == "simpo" else {}
+    check(step(tiny_folder, tmp_path, "cpo", PAIRS, loss=loss, **options), wanted)
 
 
 def test_simpo_is_trls(groups: Any, tiny_folder: Path, tmp_path: Path) -> None:
@@ -238,7 +241,7 @@ def test_kto_is_trls(loss: str, tiny_folder: Path, tmp_path: Path) -> None:
     options = {"loss": loss, "beta": 0.3, "desirable": 1.3, "undesirable": 0.7}
     mine = step(tiny_folder, tmp_path, "kto", LABELLED, **options)
     check(mine, wanted)
-    assert mine.figures["kl"] == pytest.approx(other._metrics["eval"]["kl"][-1], abs=1e-4)
     if loss == "kto":
+        assert mine.figures["kl"] == pytest.approx(other._metrics["eval"]["kl"][-1], abs=1e-4)
         assert mine.figures["kl"] > 1e-3
     assert mine.figures["reward_margin"] == pytest.approx(other._metrics["eval"]["rewards/margins"][-1], abs=1e-4)

@@ -19,7 +19,11 @@ def kinds(request: Request) -> tuple[tuple[str, int], ...]:
 
 
 def text_ids(template: Template, request: Request) -> list[int]:
-    """The ids of a request's prompt, the places of its media not yet filled. Raises ValueError."""
+    """The ids of a request's prompt, the places of its media not yet filled. Raises ValueError, and CapabilityError for media
+    that the model does not take."""
+    if getattr(template, "media", None) is None and kinds(request):
+        names = ", ".join(key for key, _ in kinds(request))
+        raise CapabilityError(f"the request has {names}, and this model takes text only")
     if request.token_ids is not None:
         return list(request.token_ids)
     return template.prompt(request.messages or [], request.tools, **request.template_kwargs)
@@ -29,9 +33,6 @@ def media_inputs(template: Any, request: Request) -> dict[str, torch.Tensor] | N
     """input_ids and attention_mask [1, T] of a prompt with media, and their tensors; None where the model takes text only.
     Raises ValueError for media that cannot be read or that the model does not take."""
     if getattr(template, "media", None) is None:
-        if kinds(request):
-            names = ", ".join(key for key, _ in kinds(request))
-            raise CapabilityError(f"the request has {names}, and this model takes text only")
         return None
     if request.token_ids is not None:
         if kinds(request):

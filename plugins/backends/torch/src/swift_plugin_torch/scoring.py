@@ -30,9 +30,10 @@ class Scoring:
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Of each of the samples, in any order: its number, logits [length, V], and the ids that they follow on [length]."""
         order = sorted(range(len(samples)), key=lengths.__getitem__)
-        if self._flat is None and order:
+        plain = not any(sample.media for sample in samples)  # what media do to positions and masks is not tried here
+        if self._flat is None and order and plain:
             self._flat = self._tried(logits, samples[order[-1]])
-        flat = self._flat or 0
+        flat = self._flat or 0 if plain else 0
         for start in range(0, len(order), flat or self.rows):
             chosen = order[start : start + (flat or self.rows)]
             own = [samples[n] for n in chosen]

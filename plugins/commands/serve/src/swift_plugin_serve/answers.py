@@ -28,6 +28,7 @@ class Step:
     deltas: list[AnswerDelta]
     scored: list[Scored]
     finish: str | None = None
+    ids: list[int] = field(default_factory=list)  # of the tokens that it adds
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Answer:
         self.reader, self.single, self._ident, self._told = reader, single, ident, told
         self.content, self.reasoning, self.calls = "", "", list[Call]()
         self.scored: list[Scored] = []
+        self.ids: list[int] = []
         self.finish: str | None = None
         self.tokens = 0
         self.done = False
@@ -97,9 +99,10 @@ class Answer:
         self.tokens = max(self.tokens, len(piece.token_ids)) if last else self.tokens + len(ids)
         deltas = self._read(piece, ids, last) if not self.done else []
         self.scored += scored
+        self.ids += ids
         if last and self.finish is None:
             self.finish, self.done = "tool_calls" if self.calls and piece.finish == "stop" else piece.finish, True
-        return Step(deltas, scored, self.finish if last else None)
+        return Step(deltas, scored, self.finish if last else None, list(ids))
 
     def message(self) -> dict[str, Any]:
         """The answer so far as a message of the chat form; without calls its content is a text, if an empty one."""
@@ -189,11 +192,17 @@ class Usage:
         }
 
 
-def logprob_of(tokens: Tokens, scored: Scored) -> dict[str, Any]:
+def name_of(tokens: Tokens, token: int, by_id: bool | None) -> str:
+    """How a token is told: by its text, or as vLLM tells it by its id."""
+    return f"token_id:{token}" if by_id else tokens.text(token)
+
+
+def logprob_of(tokens: Tokens, scored: Scored, by_id: bool | None = None) -> dict[str, Any]:
     """OpenAI's form of a token's log-probability."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
         # OpenAI's way of writing minus infinity, which JSON has not
-        return {"token": tokens.text(token), "logprob": max(logprob, -9999.0), "bytes": list(tokens.bytes(token))}
+        told = name_of(tokens, token, by_id)
+        return {"token": told, "logprob": max(logprob, -9999.0), "bytes": list(tokens.bytes(token))}
 
     return one(scored.token, scored.logprob) | {"top_logprobs": [one(*pair) for pair in scored.top]}

@@ -123,7 +123,7 @@ class Chat:
             self.usage.take(piece)
             step = answer.take(piece)
             if step.finish is None and answer.done:  # ended here, before the engine's own end
-                step = Step(step.deltas, step.scored, answer.finish)
+                step = replace(step, finish=answer.finish)
             yield piece.choice, step
             if all(answer.done for answer in self.answers):
                 break
@@ -158,13 +158,16 @@ async def whole(served: Served, body: ChatRequest, chat: Chat) -> dict[str, Any]
     choices = []
     for n, answer in enumerate(chat.answers):
         message = {**answer.message(), "refusal": None}
-        logprobs = _logprobs(served, answer.scored) if body.logprobs else None
-        choices.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": answer.finish})
-    return {**_head("chat.completion", served, body), "choices": choices, "usage": chat.usage.told()}
+        logprobs = _logprobs(served, answer.scored, body) if body.logprobs else None
+        ids = {"token_ids": answer.ids} if body.return_token_ids else {}
+        choices.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": answer.finish, **ids})
+    prompt = {"prompt_token_ids": chat.asked.prompt} if body.return_token_ids else {}
+    return {**_head("chat.completion", served, body), "choices": choices, "usage": chat.usage.told(), **prompt}
 
 
-def _logprobs(served: Served, scored: list[Any]) -> dict[str, Any]:
-    return {"content": [logprob_of(served.tokenizer, one) for one in scored], "refusal": None}
+def _logprobs(served: Served, scored: list[Any], body: ChatRequest) -> dict[str, Any]:
+    by_id = body.return_tokens_as_token_ids
+    return {"content": [logprob_of(served.tokenizer, one, by_id) for one in scored], "refusal": None}
 
 
 def events(served: Served, body: ChatRequest, chat: Chat, first: tuple[int, Step], rest: Any) -> AsyncGenerator[bytes, None]:
@@ -179,8 +182,11 @@ async def _grown(
     extra: dict[str, Any] = {"usage": None} if usage else {}
     begun: set[int] = set()
 
-    def chunk(choice: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
-        one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def chunk(
+        choice: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None, ids: list[int] | None = None
+    ) -> bytes:
+        one: dict[str, Any] = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        one |= {"token_ids": ids or []} if body.return_token_ids else {}
         return event({**head, "choices": [one], **extra})
 
     step: tuple[int, Step] | None = first
@@ -189,12 +195,13 @@ async def _grown(
         if number not in begun:
             begun.add(number)
             yield chunk(number, {"role": "assistant", "content": ""})
-        logprobs = _logprobs(served, added.scored) if body.logprobs and added.scored else None
+        logprobs = _logprobs(served, added.scored, body) if body.logprobs and added.scored else None
+        ids = added.ids if body.return_token_ids else None
         pieces = [_delta(chat.answers[number], delta) for delta in added.deltas]
-        if logprobs is not None and not pieces:
-            pieces = [{}]  # tokens that show nothing have log-probabilities all the same
+        if (logprobs is not None or ids) and not pieces:
+            pieces = [{}]  # tokens that show nothing are told all the same
         for n, delta in enumerate(pieces):
-            yield chunk(number, delta, logprobs=logprobs if n == 0 else None)
+            yield chunk(number, delta, logprobs=logprobs if n == 0 else None, ids=ids if n == 0 else None)
         if added.finish is not None:
             yield chunk(number, {}, added.finish)
         step = await following(rest)

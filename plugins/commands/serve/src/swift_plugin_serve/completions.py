@@ -11,7 +11,7 @@ from typing import Any
 
 from swift_core.types import Request
 
-from swift_plugin_serve.answers import Answer, Scored, Step, Usage
+from swift_plugin_serve.answers import Answer, Scored, Step, Usage, name_of
 from swift_plugin_serve.chat import ident
 from swift_plugin_serve.errors import ApiError
 from swift_plugin_serve.generation import Generation, called
@@ -44,9 +44,12 @@ def prepare(served: Served, body: CompletionRequest) -> Prompted:
         raise ApiError(400, f"best_of, {best}, is below n, {count}", param="best_of")
     if best > count and body.stream:
         raise ApiError(400, "best_of cannot be streamed: which is best is known at the end", param="best_of")
-    if body.echo and body.logprobs and not hasattr(served.engine, "likeliest"):
-        message = "echo with logprobs above 0: this engine does not tell what is likeliest in a prompt; logprobs may be 0"
-        raise ApiError(400, message, code="unsupported", param="logprobs")
+    if body.prompt_logprobs is not None and (body.echo or body.stream):
+        raise ApiError(400, "prompt_logprobs goes without echo and stream", param="prompt_logprobs")
+    name = "prompt_logprobs" if body.prompt_logprobs else "logprobs"
+    if (body.prompt_logprobs or (body.echo and body.logprobs)) and not hasattr(served.engine, "likeliest"):
+        message = f"this engine does not tell what is likeliest in a prompt; {name} may be 0"
+        raise ApiError(400, message, code="unsupported", param=name)
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens 0 needs echo: there would be nothing to answer", param="max_tokens")
     given = body.prompt
@@ -99,11 +102,13 @@ class Completions:
         self.answers = [Answer(None, (), ident, told=told) for _ in range(len(self.asked.requests) * per)]
         self.usage.prompts = {n: len(prompt) for n, prompt in enumerate(self.asked.prompts)}
         self.generation = Generation(self.served, self.asked.requests, self.arrived)
-        self.scored: list[list[Scored]] = []  # with echo: the tokens of each prompt, of which the first has no score
+        self.scored: list[
+            list[Scored]
+        ] = []  # with echo or prompt_logprobs: the tokens of each prompt, of which the first has no score
         self.only_scored = self.asked.requests[0].max_tokens == 0
 
     async def start(self) -> None:
-        if self.body.echo and self.body.logprobs is not None:
+        if (self.body.echo and self.body.logprobs is not None) or self.body.prompt_logprobs is not None:
             self.scored = await called(self.served, self._score)
         if not self.only_scored:
             await self.generation.start()
@@ -111,7 +116,7 @@ class Completions:
     def _score(self) -> list[list[Scored]]:
         """Blocks: asks the engine for what it says of the prompts."""
         prompts, adapter, engine = self.asked.prompts, self.asked.requests[0].adapter, self.served.engine
-        scores, count = engine.logprobs(prompts, adapter), self.body.logprobs
+        scores, count = engine.logprobs(prompts, adapter), self.body.prompt_logprobs or self.body.logprobs
         tops = engine.likeliest(prompts, count, adapter) if count else [[[]] * len(row) for row in scores]  # type: ignore[attr-defined]
         return [
             [
@@ -172,7 +177,9 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def legacy(tokens: Tokens, scored: list[Scored], top: bool, start: int, unscored: int = 0) -> dict[str, Any]:
+def legacy(
+    tokens: Tokens, scored: list[Scored], top: bool, start: int, unscored: int = 0, by_id: bool | None = None
+) -> dict[str, Any]:
     """OpenAI's older form of log-probabilities. unscored: so many tokens at the beginning have none. The token that stands in
     a place is among the likeliest there, even where it is none of them."""
     texts, offsets = [tokens.text(one.token) for one in scored], []
@@ -184,15 +191,28 @@ def legacy(tokens: Tokens, scored: list[Scored], top: bool, start: int, unscored
         # Of two tokens with one text the likelier is told: it comes first
         found: dict[str, float] = {}
         for token, logprob in (*one.top, (one.token, one.logprob)):
-            found.setdefault(tokens.text(token), max(logprob, -9999.0))
+            found.setdefault(name_of(tokens, token, by_id), max(logprob, -9999.0))
         return found
 
     return {
-        "tokens": texts,
+        "tokens": [name_of(tokens, one.token, by_id) for one in scored],
         "token_logprobs": [None if n < unscored else max(one.logprob, -9999.0) for n, one in enumerate(scored)],
         "top_logprobs": [None if n < unscored else likeliest(one) for n, one in enumerate(scored)] if top else None,
         "text_offset": offsets,
     }
+
+
+def told_of_prompt(tokens: Tokens, scored: list[Scored], count: int) -> list[dict[str, Any] | None]:
+    """vLLM's form: for each place but the first, its own token and the `count` likeliest there, by id."""
+    return [
+        {
+            str(token): {"logprob": max(logprob, -9999.0), "decoded_token": tokens.text(token)}
+            for token, logprob in ((one.token, one.logprob), *one.top[:count])
+        }
+        if n
+        else None
+        for n, one in enumerate(scored)
+    ]
 
 
 async def whole(served: Served, body: CompletionRequest, asked: Completions) -> dict[str, Any]:
@@ -204,8 +224,14 @@ async def whole(served: Served, body: CompletionRequest, asked: Completions) -> 
         text, before = asked.echoed(prompt)
         logprobs = None
         if body.logprobs is not None:
-            logprobs = legacy(served.tokenizer, [*before, *answer.scored], bool(body.logprobs), 0, 1 if before else 0)
-        choices.append({"index": n, "text": text + answer.content, "logprobs": logprobs, "finish_reason": answer.finish})
+            scored, by_id = [*before, *answer.scored], body.return_tokens_as_token_ids
+            logprobs = legacy(served.tokenizer, scored, bool(body.logprobs), 0, 1 if before else 0, by_id)
+        choice = {"index": n, "text": text + answer.content, "logprobs": logprobs, "finish_reason": answer.finish}
+        if body.return_token_ids:
+            choice |= {"token_ids": answer.ids, "prompt_token_ids": asked.asked.prompts[prompt]}
+        if body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = told_of_prompt(served.tokenizer, asked.scored[prompt], body.prompt_logprobs)
+        choices.append(choice)
     return {**_head(body), "choices": choices, "usage": asked.usage.told()}
 
 
@@ -234,10 +260,12 @@ async def _grown(
         logprobs = None
         if body.logprobs is not None and (added.scored or before):
             scored = [*before, *added.scored]
-            logprobs = legacy(served.tokenizer, scored, bool(body.logprobs), lengths[number], 1 if before else 0)
+            unscored, by_id = 1 if before else 0, body.return_tokens_as_token_ids
+            logprobs = legacy(served.tokenizer, scored, bool(body.logprobs), lengths[number], unscored, by_id)
         lengths[number] += len(text)
-        if text or logprobs or added.finish:
-            one = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": added.finish}
+        if text or logprobs or added.finish or (body.return_token_ids and added.ids):
+            one: dict[str, Any] = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": added.finish}
+            one |= {"token_ids": added.ids} if body.return_token_ids else {}
             yield event({**head, "choices": [one], **extra})
         step = await following(rest)
     if usage:

@@ -85,6 +85,7 @@ class ChatChoice(Reply):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: Finish
+    token_ids: list[int] | None = None
 
 
 class ChatReply(Reply):
@@ -95,6 +96,12 @@ class ChatReply(Reply):
     system_fingerprint: None
     choices: list[ChatChoice]
     usage: UsageReply
+    prompt_token_ids: list[int] | None = None
+
+
+class PromptLogprob(Reply):
+    logprob: float
+    decoded_token: str
 
 
 class CompletionLogprobs(Reply):
@@ -109,6 +116,9 @@ class CompletionChoice(Reply):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
 class CompletionReply(Reply):

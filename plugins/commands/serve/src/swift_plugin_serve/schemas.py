@@ -176,8 +176,8 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """How tokens are chosen. `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos` and `stop_token_ids` are
-    beyond OpenAI's."""
+    """How tokens are chosen, and told. `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`,
+    `return_token_ids` and `return_tokens_as_token_ids` are beyond OpenAI's, and as vLLM has them."""
 
     model: Name
     stream: StrictBool | None = None
@@ -189,6 +189,8 @@ class Sampling(Body):
     min_tokens: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: StrictBool | None = None
     stop_token_ids: list[TokenId] | None = None
+    return_token_ids: StrictBool | None = Field(None, description="Tell the ids of prompt and answer.")
+    return_tokens_as_token_ids: StrictBool | None = Field(None, description="In log-probabilities, token_id:5 for a token.")
     user: Ignored = None
     metadata: Ignored = None
     safety_identifier: Ignored = None
@@ -240,6 +242,9 @@ class CompletionRequest(Penalised):
     max_tokens: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="Default: 16, as OpenAI's.")
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool | None = None
+    prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = Field(
+        None, description="vLLM's: of each token of the prompt, and of so many of the likeliest in its place."
+    )
     best_of: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     suffix: str | None = Field(None, description="Refused: models here do not fill in.")
     response_format: ResponseFormat | None = None

@@ -200,8 +200,9 @@ class Splitter:
             self.text.back()
             if self.text.whole > before:
                 self._turn(False)
-            if self.text.held.startswith(mark):  # it is not looked at again
-                part = self.text.take(max(1, len(mark)))
+            bare = self.text.held.lstrip()
+            if bare.startswith(mark):  # it is not looked at again
+                part = self.text.take(len(self.text.held) - len(bare) + max(1, len(mark)))
                 yield AnswerDelta() if mark in self.form.ends else self._said(part)
                 self.text.commit()
                 self.fresh = False
