@@ -178,6 +178,13 @@ def test_texts_are_laid_end_to_end_where_the_model_keeps_them_apart(kind: str, f
         assert judges_apart(steps, template, SampleList(samples), share=False) == flat
 
 
+def test_a_pair_of_two_alike_is_refused(scorer: Path) -> None:
+    with Session(parse_config({"model": {"name": str(scorer), "task": "reward"}, "template": "reward"})) as session:
+        template = session.template(session.model_ref, session.processor(session.model_ref))
+        with pytest.raises(ValueError, match="the two conversations are the same: neither is better"):
+            template.encode({"messages": said("how was it", "fine"), "rejected": said("how was it", "fine")})
+
+
 def test_center_is_refused_below_0() -> None:
     with pytest.raises(RequestError, match="center must be at least 0 or null, not -1"):
         build_options(RewardConfig, {"center": -1}, "trainer.reward")

@@ -283,8 +283,6 @@ class Reward(TaskTemplate):
             if not row.get("rejected"):
                 raise RequestError("the row has no 'rejected' conversation")
             conversations.append(row["rejected"])
-        if labelled and any(messages[-1]["role"] != "assistant" for messages in conversations):
-            raise ValueError("a conversation that is judged ends with an assistant's message")
         texts = [self.text(messages, row.get("tools")) for messages in conversations]
         if labelled and texts[0]["input_ids"] == texts[1]["input_ids"]:
             raise ValueError("the two conversations are the same: neither is better")
