@@ -102,9 +102,7 @@ class Completions:
         self.answers = [Answer(None, (), ident, told=told) for _ in range(len(self.asked.requests) * per)]
         self.usage.prompts = {n: len(prompt) for n, prompt in enumerate(self.asked.prompts)}
         self.generation = Generation(self.served, self.asked.requests, self.arrived)
-        self.scored: list[
-            list[Scored]
-        ] = []  # with echo or prompt_logprobs: the tokens of each prompt, of which the first has no score
+        self.scored: list[list[Scored]] = []  # of the prompts' tokens where they are asked for; the first has no score
         self.only_scored = self.asked.requests[0].max_tokens == 0
 
     async def start(self) -> None:
