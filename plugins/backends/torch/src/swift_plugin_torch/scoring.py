@@ -47,18 +47,25 @@ class Scoring:
                 yield n, found[place], batch.labels[place]
 
     def _tried(self, logits: Logits, longest: Sample) -> int:
-        """Sequences of a flat pass: one where the model lets them see each other, none where it takes no flat row."""
+        """Sequences of a flat pass: one where the model lets them see each other, none where it takes no flat row.
+
+        The last of two sequences must get the same logits whatever the first one holds, to the last bits, and those it gets
+        alone, to the precision that is computed in: a device may round a longer pass otherwise.
+        """
         ids = list(longest.input_ids[:PROBE])
-        shown, other = (Sample(part, [1.0] * len(part)) for part in (ids[::-1], [token % 251 + 3 for token in ids]))
+        begun = ([token % 251 + 3 for token in ids], ids)
+        first, other, shown = (Sample(part, [1.0] * len(part)) for part in (*begun, ids[::-1]))
         try:
-            packs = [self.template.pack([shown]), self.template.pack([other, shown])]
-            if packs[0] is None or packs[1] is None:
+            packs = [self.template.pack(held) for held in ([shown], [first, shown], [other, shown])]
+            if any(pack is None for pack in packs):
                 return 0
-            plain = logits(self.template.collate([shown]))[0]
-            alone, both = (logits(self.template.collate([pack]))[0, -len(ids) :].float() for pack in packs if pack)
+            plain = logits(self.template.collate([shown]))[0].float()
+            found = [logits(self.template.collate([pack]))[0, -len(ids) :] for pack in packs if pack]
         except FAULTS:
             return 0
-        size, limit = float(plain.abs().max()), 1e-3 if plain.dtype == torch.float32 else 0.05
-        if float((alone - plain.float()).abs().max()) > limit * size:
+        alone, both, changed = (scores.float() for scores in found)
+        size, limit = float(plain.abs().max()), 1e-3 if found[0].dtype == torch.float32 else 0.05
+        if float((alone - plain).abs().max()) > limit * size:
             return 0
-        return self.rows if float((both - alone).abs().max()) <= 1e-5 * size else 1
+        kept = float((both - changed).abs().max()) <= 1e-5 * size and float((both - alone).abs().max()) <= limit * size
+        return self.rows if kept else 1
