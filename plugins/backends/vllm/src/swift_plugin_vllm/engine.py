@@ -47,6 +47,8 @@ class VllmEngine(TokenEngine):
             words.append("--enforce-eager")
         if self.cuda:
             words += ["--gpu-memory-utilization", str(options.memory_share)]
+        else:  # a prompt read in parts sets a seed's generator back, which vLLM cannot do on a CPU: its process ends
+            words.append("--no-enable-chunked-prefill")
         self.room = self._room()
         if self.room[0]:
             words += ["--enable-lora", "--max-loras", str(self.room[0]), "--max-lora-rank", str(self.room[1])]
