@@ -189,6 +189,10 @@ def test_options_reach_vllm(vllm: Opened) -> None:
     assert all(len(top) == 3 and top == sorted(top, key=lambda pair: -pair[1]) for done in drawn for top in done.top_logprobs)
     again = ends(engine.generate([ask("Say something.", n=3, temperature=1.0, seed=5, max_tokens=12)]))
     assert [done.token_ids for done in again] == [done.token_ids for done in drawn]
+    asked = [
+        ask(f"Say the number {n} in words, and then another one.", n=8, temperature=1.0, seed=n, max_tokens=2) for n in range(8)
+    ]
+    assert len(ends(engine.generate(asked))) == 64  # more tokens of prompts than vLLM reads at once
     (long,) = ends(engine.generate([ask("Hi", ignore_eos=True, max_tokens=60)]))
     assert (len(long.token_ids), long.finish) == (60, "length")
     with pytest.raises(RequestError, match="engine vllm refused the request"):
