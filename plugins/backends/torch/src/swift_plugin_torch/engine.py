@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from swift_core.errors import CapabilityError, RequestError
 from swift_core.types import Batch, Completion, ModelBundle, Request, Sample
 
-from swift_plugin_torch import heads, packed
+from swift_plugin_torch import heads, packed, pools
 from swift_plugin_torch.adapters import Adapters, begun_as
 from swift_plugin_torch.checks import check, load_processors
 from swift_plugin_torch.config import TransformersEngineConfig
@@ -54,6 +55,7 @@ class TransformersEngine:
         self._awake_on: torch.device | None = None
         self._closed = False
         self._version = 0
+        pools.release()  # of the thread that has loaded the model, and may never compute again
 
     @property
     def model(self) -> Any:
@@ -85,6 +87,7 @@ class TransformersEngine:
         try:
             if rows:
                 self._start()[1].submit(rows)
+                pools.release()  # the scheduler's thread computes from here on
             left = len(rows)
             while left:
                 found = call.results.get()
@@ -171,6 +174,7 @@ class TransformersEngine:
                 )  # fmt: skip
                 self._runner.version = self._version
                 self._scheduler = Scheduler(self._runner, self.config.batch_size, self.config.whole)
+                weakref.finalize(self, self._scheduler.close)  # a thread within torch as Python ends would abort the process
             return self._runner, self._scheduler
 
     def _pack(self) -> None:
@@ -266,6 +270,7 @@ class TransformersEngine:
             return
         with scheduler.exclusive(drain):
             yield
+            pools.release()
 
     # --- adapters and weights -----------------------------------------------------------------------------------------
 
