@@ -11,15 +11,25 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.serve.prompts import prompts
+from benchmarks.serve.prompts import lengths, prompts
+
+BATCH = 16  # rows of those that take batches
 
 
 def texts(settings: dict[str, Any], run: int) -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": f"({run}) {messages[0]['content']}"}] for messages in prompts(settings["prompts"])]
+
+
+def batches(settings: dict[str, Any], run: int) -> Iterator[tuple[list[list[dict[str, Any]]], list[int]]]:
+    """Prompts in the order they come, and the new tokens that each asks for."""
+    asked, counts = texts(settings, run), lengths(settings["prompts"], *settings["tokens"])
+    for at in range(0, len(asked), BATCH):
+        yield asked[at : at + BATCH], counts[at : at + BATCH]
 
 
 class Ours:
@@ -46,8 +56,10 @@ class Ours:
     def run(self, number: int) -> int:
         from swift_core.types import Request
 
+        counts = lengths(self.settings["prompts"], *self.settings["tokens"])
         asked = [
-            Request(messages, max_tokens=self.settings["tokens"], ignore_eos=True) for messages in texts(self.settings, number)
+            Request(messages, max_tokens=count, ignore_eos=True)
+            for messages, count in zip(texts(self.settings, number), counts, strict=True)
         ]
         return sum(len(done.token_ids) for done in self.opened.engine.generate(asked) if done.finish)
 
@@ -56,7 +68,7 @@ class Ours:
 
 
 class Generate:
-    """Plain `transformers.generate` on one padded batch."""
+    """Plain `transformers.generate` on padded batches."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import torch
@@ -70,19 +82,21 @@ class Generate:
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
 
     def run(self, number: int) -> int:
+        return sum(self._batch(asked, counts) for asked, counts in batches(self.settings, number))
+
+    def _batch(self, asked: list[list[dict[str, Any]]], counts: list[int]) -> int:
+        """A batch goes on until its longest answer is done; the tokens asked for count."""
         import torch
 
-        rows = [
-            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            for messages in texts(self.settings, number)
-        ]
+        rows = [self.tokenizer.apply_chat_template(own, add_generation_prompt=True, tokenize=False) for own in asked]
         inputs = self.tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
-        count = self.settings["tokens"]
+        count = max(counts)
         with torch.inference_mode():
             made = self.model.generate(
                 **inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=self.tokenizer.pad_token_id
             )
-        return int((made.shape[1] - inputs["input_ids"].shape[1]) * made.shape[0])
+        assert made.shape[1] == inputs["input_ids"].shape[1] + count
+        return sum(counts)
 
     def close(self) -> None: ...
 
@@ -101,14 +115,17 @@ class MsSwift:
             from swift.llm import InferRequest, RequestConfig
             from swift.llm import PtEngine as Engine
         dtype = torch.float32 if settings["precision"] == "fp32" else torch.bfloat16
-        self.engine = Engine(settings["folder"], torch_dtype=dtype, max_batch_size=settings["prompts"], **ms_swift_names())
-        self.make, self.settings = InferRequest, settings
-        # It has no minimum: what ends early is counted as it is.
-        self.config = RequestConfig(max_tokens=settings["tokens"], temperature=0)
+        self.engine = Engine(settings["folder"], torch_dtype=dtype, max_batch_size=BATCH, **ms_swift_names())
+        self.make, self.limit, self.settings = InferRequest, RequestConfig, settings
 
     def run(self, number: int) -> int:
-        asked = [self.make(messages=messages) for messages in texts(self.settings, number)]
-        return sum(answer.usage.completion_tokens for answer in self.engine.infer(asked, self.config, use_tqdm=False))
+        """It has no minimum: what ends early counts as it is, of what is longer than asked for, only what was asked."""
+        made = 0
+        for asked, counts in batches(self.settings, number):
+            rows, limit = [self.make(messages=own) for own in asked], self.limit(max_tokens=max(counts), temperature=0)
+            answers = self.engine.infer(rows, limit, use_tqdm=False)
+            made += sum(min(one.usage.completion_tokens, count) for one, count in zip(answers, counts, strict=True))
+        return made
 
     def close(self) -> None: ...
 

@@ -1,13 +1,14 @@
-"""Tokens a second of engines on the same prompts: 16 of 64 new tokens each on two threads, interleaved, and a table.
+"""Tokens a second of engines on the same prompts, by default 16 of 64 new tokens each, on two threads, in turns, and a table.
 
     .venv/bin/python -m benchmarks.serve.engines                    all engines that are installed, fp32 and bf16
     .venv/bin/python -m benchmarks.serve.engines --engines generate,transformers,openvino --precisions bf16 --rounds 5
+    .venv/bin/python -m benchmarks.serve.engines --prompts 48 --tokens 16-256    answers of mixed lengths
 
-Each engine and precision is a process of its own, started, warmed up, and then asked for one batch a round, in turn: while
-one computes the others are stopped (SIGSTOP). Greedy, no end before 64 tokens. Median and best of the rounds; memory is the
-largest sum of resident pages of all its processes. `generate` is plain batched `transformers.generate`; `ms-swift` runs in its
-own environment (`benchmarks.train.run --setup`), where that is made. Engines of ours tell each token's log-probability, which
-`generate` does not; `openvino+nologprobs` does without.
+Each engine and precision is a process of its own, started, warmed up, and then asked for all answers once a round, in turn:
+while one computes the others are stopped (SIGSTOP). Greedy, no end before the tokens asked for. Median and best of the rounds;
+memory is the largest sum of resident pages of all its processes. `generate` is plain `transformers.generate` in batches of 16;
+`ms-swift`, in batches of 16 too, runs in its own environment (`benchmarks.train.run --setup`), where that is made. Engines of
+ours tell each token's log-probability, which `generate` does not; `openvino+nologprobs` does without.
 """
 
 from __future__ import annotations
@@ -178,6 +179,11 @@ def table(contestants: list[Contestant]) -> str:
     return "\n".join(lines)
 
 
+def span(text: str) -> tuple[int, int]:
+    least, _, most = text.partition("-")
+    return int(least), int(most or least)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engines", default=",".join(ENGINES), help="[%(default)s]")
@@ -185,7 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=span, default=(64, 64), help="new tokens of each answer: 64, or 16-256 at random [64]")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one start or one batch [%(default)s]")
     parser.add_argument("--model", help="a checkpoint's folder [the embedded model]")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "runs" / "bench-engines", help="logs and results.json")

@@ -237,12 +237,15 @@ async def load(server: Server, model: str, clients: int, seconds: float, swaps: 
     """All of it, one after the other; the wrong bodies and the vanishing client come during the load."""
     report = Report()
     limits = httpx.Limits(max_connections=clients + 20, max_keepalive_connections=clients + 20)
-    async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as http:
+    async with (
+        httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as http,
+        httpx.AsyncClient(base_url=server.url, timeout=300) as rude,  # its connections break off
+    ):
         started = time.monotonic()
         until = started + seconds
         loops = [client_loop(http, model, n, until, report) for n in range(clients)]
         gone, *_ = await asyncio.gather(
-            vanish(http, model, until), watch(server, until, report), wrong_bodies(http, model, report), *loops
+            vanish(rude, model, until), watch(server, until, report), wrong_bodies(http, model, report), *loops
         )
         report.seconds = time.monotonic() - started
         if swaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 SUBJECTS = (
@@ -16,3 +17,9 @@ def prompts(count: int = 50) -> list[list[dict[str, Any]]]:
     """Conversations of one message each; at most 50."""
     texts = [question.format(subject) for question in QUESTIONS for subject in SUBJECTS]
     return [[{"role": "user", "content": text}] for text in texts[:count]]
+
+
+def lengths(count: int, least: int, most: int) -> list[int]:
+    """New tokens of each answer, the same in every run."""
+    chance = random.Random(2)
+    return [chance.randint(least, most) for _ in range(count)]

@@ -138,7 +138,8 @@ def test_killed_while_it_answers_it_says_so_and_starts_again(make: Callable[...,
     ):
         list(found)
     assert gone(pids)
-    assert ends(engine.generate([Request(token_ids=[96], max_tokens=2)], stream))[0].text == "ab"
+    with pytest.warns(UserWarning, match="engine toy: its process was ended by signal 9, and is started again"):
+        assert ends(engine.generate([Request(token_ids=[96], max_tokens=2)], stream))[0].text == "ab"
     assert engine.server.starts == 2
     with pytest.raises(RunError, match="ended with exit code 9 while it answered"):
         list(engine.generate([Request(token_ids=[8])], stream))
@@ -148,6 +149,14 @@ def test_killed_while_it_answers_it_says_so_and_starts_again(make: Callable[...,
 def test_what_does_not_start_shows_its_log(make: Callable[..., Toy]) -> None:
     with pytest.raises(RunError, match=r"engine toy did not start: its process ended with exit code 3\. .*the toy is broken"):
         list(make(fails=True).generate([Request(token_ids=[1])]))
+    server = make(fails=True).server
+    server.log.write_text("ERROR of an earlier start\n")
+    with pytest.raises(RunError) as caught:
+        server.ensure()
+    assert "earlier" not in str(caught.value)
+    server.log.write_text("".join(f"{line}\n" for line in ["ValueError: no such thing", *(f"leaked {n}" for n in range(20))]))
+    server._logged = 0
+    assert server.tail() == "ValueError: no such thing"
     engine = make(start_timeout=1.0, slow_start=30)
     with pytest.raises(RunError, match=r"did not start in 1 seconds \(engine.start_timeout\)"):
         list(engine.generate([Request(token_ids=[1])]))

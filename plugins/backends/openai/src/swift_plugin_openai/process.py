@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Server:
         self._closed = False
         self.folder = Path(tempfile.mkdtemp(prefix=f"swift-core-{name}-"))
         self.log = self.folder / "server.log"
+        self._logged = 0  # bytes of the log that are of earlier starts
         self.address = ""
 
     @property
@@ -90,12 +92,14 @@ class Server:
         return f"was ended by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
 
     def tail(self) -> str:
-        """The last lines of the log, as one."""
+        """What the log says since the last start, as one line: the last lines that name an error, else the last ones."""
         try:
-            lines = self.log.read_text("utf-8", "replace").splitlines()
+            text = self.log.read_bytes()[self._logged :].decode("utf-8", "replace")
         except OSError:
             return ""
-        return " | ".join(line.strip() for line in lines[-SHOWN:] if line.strip())
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower()]
+        return " | ".join((errors or lines)[-SHOWN:])
 
     def stop(self) -> None:
         """End it; the next request starts it again."""
@@ -112,12 +116,15 @@ class Server:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
+        if self._process is not None and (how := self.ended(0)):
+            warnings.warn(f"engine {self.name}: its process {how}, and is started again. {self._shown()}", stacklevel=2)
         self._stop()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         words = self._command(port)
         with self.log.open("ab") as log:
+            self._logged = log.tell()
             self._process = subprocess.Popen(
                 [words[0], "-I", str(SUPERVISE), *words], stdin=subprocess.PIPE, stdout=log, stderr=log,
                 env=environ(self._variables(self.key)), start_new_session=True, cwd=self.folder,
