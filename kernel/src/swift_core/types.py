@@ -376,7 +376,8 @@ class Backend(Protocol):
     """Devices, precision and processes, inside one rank.
 
     A backend may have `pass_tokens`: the tokens from which on a longer forward pass gains nothing. Trainers then make shorter
-    ones of it, whose gradients add up to the same.
+    ones of it, whose gradients add up to the same. And `release_threads()`, which a thread that has computed beside the main
+    one calls before it waits: its workers would get in the way of the main one's.
     """
 
     rank: int

@@ -53,3 +53,19 @@ def test_its_thread_is_gone_when_it_is_closed() -> None:
     assert any(thread.name.startswith("ahead") for thread in threading.enumerate())
     made.close()
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+def test_its_thread_tells_when_it_computes_no_more() -> None:
+    told: list[str] = []
+
+    def work(n: int) -> int:
+        if n == 2:
+            raise ValueError("bad")
+        return n
+
+    made = ahead(work, range(3), 2, lambda: told.append(threading.current_thread().name))
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(ValueError, match="bad"):
+        next(made)
+    assert len(told) == 3
+    assert all(name.startswith("ahead") for name in told)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from swift_core.errors import RequestError
 from swift_core.types import TunedModel
 
+from swift_plugin_torch import pools
 from swift_plugin_torch.config import TorchConfig
 from swift_plugin_torch.memory import keep_few_primitives, keep_freed_pages
 from swift_plugin_torch.parent import end_with_parent
@@ -48,6 +49,10 @@ class TorchBackend:
     @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def release_threads(self) -> None:
+        """Called by a thread that has computed beside the main one, and waits now."""
+        pools.release()
 
     def load_kwargs(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "device": self.device}

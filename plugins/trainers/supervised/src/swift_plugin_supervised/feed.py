@@ -184,18 +184,28 @@ def cut(samples: list[Sample], limit: int | None) -> list[list[Sample]]:
     return parts
 
 
-def ahead(make: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
-    """`make` of each item in order, by a thread that is up to `depth` items ahead; without one where `depth` is 0."""
+def ahead(
+    make: Callable[[Any], Any], items: Iterable[Any], depth: int, release: Callable[[], None] = lambda: None
+) -> Iterator[Any]:
+    """`make` of each item in order, by a thread that is up to `depth` items ahead and calls `release` after each; without one
+    where `depth` is 0."""
     if not depth:
         yield from map(make, items)
         return
     items, waiting = iter(items), deque[Future[Any]]()
+
+    def work(item: Any) -> Any:
+        try:
+            return make(item)
+        finally:
+            release()
+
     with ThreadPoolExecutor(1, "ahead") as thread:
         try:
-            waiting.extend(thread.submit(make, item) for item in islice(items, depth))
+            waiting.extend(thread.submit(work, item) for item in islice(items, depth))
             while waiting:
                 made = waiting.popleft().result()
-                waiting.extend(thread.submit(make, item) for item in islice(items, 1))
+                waiting.extend(thread.submit(work, item) for item in islice(items, 1))
                 yield made
         finally:
             for future in waiting:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,7 @@ class SupervisedTrainer:
         self._begin(steps, state)
         saved, first, since = state.step if run.resume_from else -1, state.step, time.perf_counter()
         stopped = self._out_of_patience(state)  # a run that stopped early stays so when it is resumed
-        made = ahead(partial(self._made, feed), range(state.step + 1, last_step + 1), getattr(run.template, "prefetch", 0))
+        made = self._ahead(partial(self._made, feed), range(state.step + 1, last_step + 1))
         while state.step < last_step and not stopped:
             step = state.step + 1
             started = time.perf_counter()
@@ -181,6 +181,11 @@ class SupervisedTrainer:
                 f"{tokens / max(1, capacity):.0%} full"
             )
 
+    def _ahead(self, make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """`make` of each item, ahead of the steps where the template says so."""
+        release = getattr(self.run.backend, "release_threads", lambda: None)
+        return ahead(make, items, getattr(self.run.template, "prefetch", 0), release)
+
     def _made(self, feed: Feed, step: int) -> tuple[list[Batch], tuple[int, int]]:
         """The batches of a step, and where the window begins that they are from."""
         batches = [batch for samples in feed.passes(step, self.run.backend.rank) for batch in self._batches(samples)]
@@ -230,9 +235,7 @@ class SupervisedTrainer:
         mine = share_of_rank(range(len(held)), backend.rank, backend.world)
         size = self.config.batch_size
         parts = [mine[at : at + size] for at in range(0, len(mine), size)]
-        made = ahead(
-            lambda part: list(self._batches([held[n] for n in part])), parts, getattr(self.run.template, "prefetch", 0)
-        )
+        made = self._ahead(lambda part: list(self._batches([held[n] for n in part])), parts)
         batches = (batch for found, _ in zip(made, self.run.events.track(parts, "evaluating"), strict=True) for batch in found)
         batches = (batch for batch in batches if self._ready(steps, [batch]) is None)
         loss = steps.evaluate(batches, self.metric.watching(self.loss_fn) if self.metric else self.loss_fn).loss
