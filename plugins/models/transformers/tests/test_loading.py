@@ -187,6 +187,12 @@ def test_tokenizer_that_is_missing_or_damaged(copied: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_may_be_a_folder_or_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RequestError, match=r"^model models/nope: .*: there is no such folder, and as a hub id: "):
+        load_processor("models/nope", TransformersConfig())
+
+
 def test_an_untied_head_is_loaded_as_it_is(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "untied", tie_word_embeddings=False)
     model = load(folder).model

@@ -41,6 +41,8 @@ def load_processor(source: str, config: TransformersConfig) -> Any:
         why = "the folder holds no tokenizer.json" if lacks else first_line(err)
         if "torchvision" in str(err).lower():
             why = f"it {TORCHVISION}"
+        if not folder.exists():
+            why = f"there is no such folder, and as a hub id: {why}"
         raise RequestError(f"model {source}: its {what} cannot be loaded: {why}") from err
 
 
