@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,21 @@ def test_it_stops(page: Any, start: Any, scripted: Any) -> None:
         assert "stopped" in page.inner_text(".turn.assistant .facts")
         server.until(lambda: server.state.admission.running == 0)
         assert engine.closed == 1
+
+
+def test_a_message_that_is_quicker_than_the_list_of_models(page: Any, start: Any, scripted: Any) -> None:
+    def slowly(route: Any) -> None:
+        time.sleep(0.5)
+        route.continue_()
+
+    with start(scripted(lambda request: ["here"]), page=True) as server:
+        page.route("**/v1/models", slowly)
+        page.goto(server.url, wait_until="commit")
+        page.wait_for_selector("#said")
+        page.evaluate(
+            "() => { document.getElementById('said').value = 'Go on'; document.getElementById('ask').requestSubmit(); }"
+        )
+        page.wait_for_selector(".turn.assistant .text:has-text('here')")
 
 
 def test_adapters_pictures_faults_and_keys(page: Any, start: Any, scripted: Any, tmp_path: Path) -> None:
