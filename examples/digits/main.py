@@ -29,6 +29,8 @@ SETS = {"heldout": "held-out digits", "swapped": "pictures swapped", "blank": "e
 
 def main(arguments: list[str]) -> None:
     named = [word for word in arguments if "=" not in word]
+    if len(named) > 1 or any(word.startswith("-") for word in named):
+        sys.exit(__doc__)
     folder = Path(named[0] if named else "runs/digits")
     config = load_config([Path(__file__).with_name("digits.yaml")], [word for word in arguments if "=" in word])
     config.model, config.dataset = Component(str(folder / "model")), [Component(str(folder / "data" / "train.jsonl"))]
