@@ -29,6 +29,20 @@ next(stream)
 print("first token")
 """
 
+FORKED = """
+import os
+import torch
+from swift_plugin_torch import pools
+
+torch.set_num_threads(2)
+torch.ones(1 << 18).add_(1)
+child = os.fork()
+if child == 0:
+    pools.release()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
 
 def threads() -> set[str]:
     return {task.name for task in Path("/proc/self/task").iterdir()}
@@ -99,3 +113,9 @@ def test_an_engine_that_is_never_closed_lets_the_process_end(tiny_folder: Path) 
     words = [sys.executable, "-c", NEVER_CLOSED, str(tiny_folder)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "first token\n"), done.stderr
+
+
+@needs_libgomp
+def test_a_forked_process_does_not_wait_for_workers_that_it_has_not() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "7\n", done.stderr

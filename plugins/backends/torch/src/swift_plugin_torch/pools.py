@@ -8,6 +8,7 @@ workers stay as long as it does: one that has loaded a model and now waits for a
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,14 @@ from pathlib import Path
 import torch
 
 SOFT = 1  # omp_pause_soft: what the program has set stays
+STARTED = os.getpid()
 
 
 def release() -> None:
-    """End the calling thread's workers. They are made anew, in microseconds, when it computes again."""
+    """End the calling thread's workers. They are made anew, in microseconds, when it computes again. In a forked process this
+    does nothing: workers from before the fork are not there, and would be waited for."""
     pause = _pause()
-    if pause is not None:
+    if pause is not None and os.getpid() == STARTED:
         pause(SOFT)
 
 
