@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,bf16", help="[%(default)s]; llamacpp runs its file's own, once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=16, help="at most 50 [%(default)s]")
     parser.add_argument("--tokens", type=span, default=(64, 64), help="new tokens of each answer: 64, or 16-256 at random [64]")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one start or one batch [%(default)s]")
     parser.add_argument("--model", help="a checkpoint's folder [the embedded model]")
@@ -199,6 +199,8 @@ def main() -> None:
     wanted, precisions = args.engines.split(","), args.precisions.split(",")
     if unknown := [name for name in wanted if name not in ENGINES]:
         parser.error(f"--engines: unknown {', '.join(unknown)}; known: {', '.join(ENGINES)}")
+    if not 1 <= args.prompts <= 50:
+        parser.error(f"--prompts: {args.prompts} is not from 1 to 50")
     if (load := os.getloadavg()[0]) > QUIET:
         print(f"the machine is busy (load {load:.1f}): do not quote these figures", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
