@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import THREADS, Forks, checkpoint, events, state, summary, swift, write_rows
+from swift_plugin_torch.backend import TorchBackend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins/models/transformers/tests"))
 from media_models import MODELS, picture, sound
@@ -104,6 +106,16 @@ def test_two_processes_with_mixed_rows_equal_one(command: list[object], one: Pat
 def test_threads_and_batches_made_ahead_change_nothing(command: list[object], one: Path, tmp_path: Path, workers: str) -> None:
     swift(*command, "trainer.batch_size=2", workers, "--output", tmp_path / "run").ok()
     assert state(tmp_path / "run") == state(one)
+
+
+def test_the_thread_of_batches_made_ahead_leaves_its_workers(
+    command: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(TorchBackend, "release_threads", lambda self: told.append(threading.current_thread().name))
+    swift(*command, "trainer.batch_size=2", "trainer.max_steps=3", "--output", tmp_path / "run").ok()
+    assert len(told) >= 3
+    assert {name.partition("_")[0] for name in told} == {"ahead"}
 
 
 def test_a_run_that_is_stopped_and_resumed_ends_the_same(command: list[object], one: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from swift_core.types import ModelBundle, Request
 from swift_plugin_torch import pools
-from swift_plugin_torch.config import TransformersEngineConfig
+from swift_plugin_torch.backend import TorchBackend
+from swift_plugin_torch.config import TorchConfig, TransformersEngineConfig
 from swift_plugin_torch.engine import TransformersEngine
 
 NEVER_CLOSED = """
@@ -76,12 +77,14 @@ needs_libgomp = pytest.mark.skipif(
 
 @needs_libgomp
 def test_workers_are_let_go_and_made_anew(two_threads: None) -> None:
+    backend = TorchBackend(TorchConfig(device="cpu"))
+
     def work() -> None:
         first = workers()
         assert len(first) == 1
         assert not workers()  # the same again
-        pools.release()
-        pools.release()  # twice is as good
+        backend.release_threads()
+        backend.release_threads()  # twice is as good
         assert not first & threads()
         assert len(workers()) == 1
 
